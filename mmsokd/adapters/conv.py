@@ -1,0 +1,136 @@
+"""Convolutional adapters: a student's feature in its teacher's width and size."""
+
+from collections.abc import Mapping
+
+from mmcv.cnn import ConvModule
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmsokd.checks import check_choice
+from mmsokd.registry import MODELS
+
+RESIZES = (None, 'bilinear', 'nearest', 'area', 'conv')
+
+
+class _Adapter(BaseModule):
+    """What both adapters do about sizes."""
+
+    def __init__(self, resize: str | None, init_cfg: dict | None) -> None:
+        super().__init__(init_cfg)
+        check_choice(f'{type(self).__name__}.resize', resize, RESIZES)
+        self.resize = resize
+
+    def _fit(self, feat: Tensor, size: tuple[int, int] | None) -> Tensor:
+        """Bring a map to ``size``.
+
+        Raises:
+            ValueError: it differs, and no ``resize`` is set.
+        """
+        if size is None or tuple(feat.shape[-2:]) == tuple(size):
+            return feat
+        if self.resize is None:
+            raise ValueError(
+                f'{type(self).__name__}.resize: expected equal sizes without it, found {tuple(feat.shape[-2:])} for the '
+                f"student and {tuple(size)} for the teacher; give resize='bilinear'"
+            )
+        # 'conv' has already halved or doubled; it can be a cell off where a side is odd
+        mode = 'bilinear' if self.resize == 'conv' else self.resize
+        return F.interpolate(feat, size, mode=mode, align_corners=False if mode == 'bilinear' else None)
+
+
+def _resizing_conv(in_channels: int, out_channels: int, ratio: float) -> nn.Module:
+    """One conv that scales a map by ``ratio``, as the CIFAR benchmarks' regressors do."""
+    if ratio < 1:
+        stride = round(1 / ratio)
+        return nn.Conv2d(in_channels, out_channels, 2 * stride - 1, stride=stride, padding=stride - 1)
+    factor = round(ratio)
+    if factor == 1:
+        return nn.Conv2d(in_channels, out_channels, 1)
+    return nn.ConvTranspose2d(in_channels, out_channels, factor, stride=factor)
+
+
+@MODELS.register_module()
+class ConvAdapter(_Adapter):
+    """One convolution to the teacher's channels, the regressor of FitNet (arXiv:1412.6550, sec. 2.2).
+
+    Args:
+        in_channels, out_channels: the student's and the teacher's; the distiller fills them in.
+        kernel_size: of the convolution; odd.
+        resize: how a map of another size is brought to the teacher's: None (refused), an interpolation mode, or
+            ``'conv'``, a strided or transposed convolution by the integer factor of ``stride_ratio``.
+        stride_ratio: the teacher's side over the student's; the distiller fills it in for ``'conv'``.
+        norm_cfg, act_cfg: as mmcv's ConvModule takes them; none by default.
+
+    Raises:
+        ValueError: ``resize`` is unknown.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        resize: str | None = None,
+        stride_ratio: float = 1.0,
+        norm_cfg: Mapping | None = None,
+        act_cfg: Mapping | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(resize, init_cfg)
+        width = out_channels if resize == 'conv' else in_channels
+        self.pre = _resizing_conv(in_channels, width, stride_ratio) if resize == 'conv' else nn.Identity()
+        self.conv = ConvModule(
+            width, out_channels, kernel_size, padding=kernel_size // 2, norm_cfg=norm_cfg, act_cfg=act_cfg
+        )
+
+    def forward(self, feat: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """(N, C_s, H, W) -> (N, C_t, \\*size); without ``size`` the map keeps its own."""
+        return self.conv(self._fit(self.pre(feat), size))
+
+
+@MODELS.register_module()
+class SoKDAdapter(_Adapter):
+    """SoKD's adapter ``Phi_s``: a 1x1 (or size-matching) conv-norm-ReLU, then two 3x3 conv-norm-ReLU [authors' fork].
+
+    Args:
+        in_channels, out_channels: the student's and the teacher's; the distiller fills them in.
+        feat_channels: width of the first two convs; ``out_channels`` by default, as in the authors' fork. On a pyramid
+            the distiller takes at most 64 [ours]: at 256 the two 3x3 convs cost as much as a quarter of RetinaNet's head.
+        signed: the teacher's feature takes negative values: the last conv then has neither norm nor ReLU [ours: a
+            final ReLU could not reach it, a final norm would fix its scale].
+        norm_cfg: norm layer (BN in the authors' fork; SyncBN and GN work). GN's ``num_groups`` must divide the widths.
+        resize, stride_ratio: as in :class:`ConvAdapter`.
+
+    Raises:
+        ValueError: ``resize`` is unknown.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        feat_channels: int | None = None,
+        signed: bool = True,
+        norm_cfg: Mapping | None = dict(type='BN'),
+        resize: str | None = None,
+        stride_ratio: float = 1.0,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(resize, init_cfg)
+        width = feat_channels or out_channels
+        options = dict(norm_cfg=norm_cfg, act_cfg=dict(type='ReLU'))
+        last = dict(norm_cfg=None, act_cfg=None) if signed else options
+        if resize == 'conv':
+            self.match = nn.Sequential(
+                _resizing_conv(in_channels, width, stride_ratio), ConvModule(width, width, 1, **options)
+            )
+        else:
+            self.match = ConvModule(in_channels, width, 1, **options)
+        self.convs = nn.Sequential(
+            ConvModule(width, width, 3, padding=1, **options), ConvModule(width, out_channels, 3, padding=1, **last)
+        )
+
+    def forward(self, feat: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """(N, C_s, H, W) -> (N, C_t, \\*size); without ``size`` the map keeps its own."""
+        return self.convs(self._fit(self.match(feat), size))

@@ -1,0 +1,6 @@
+"""Models that wrap a student and its teachers."""
+
+from mmsokd.distillers.base import Distiller
+from mmsokd.distillers.sokd import SoKDDistiller
+
+__all__ = ['Distiller', 'SoKDDistiller']

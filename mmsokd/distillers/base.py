@@ -1,0 +1,280 @@
+"""The distiller: a student, its teachers, and the terms between them, as one ordinary MMEngine model."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine.logging import MessageHub
+from mmengine.model import BaseModel, ModuleDict
+from torch import Tensor
+
+from mmsokd.areas import AreaResult
+from mmsokd.distillers.build import build_model
+from mmsokd.distillers.finite import FiniteGuard
+from mmsokd.distillers.plugins import Areas, Refiner, RefineStep
+from mmsokd.distillers.teacher import Teacher
+from mmsokd.distillers.term import STUDENT, Term
+from mmsokd.registry import MODELS
+from mmsokd.taps import FeatureTap, probe, run_for_taps
+
+Levels = dict[str, list[Tensor]]  # tap -> its levels
+
+
+@MODELS.register_module()
+class Distiller(BaseModel):
+    """Trains ``student`` on its own task losses and on ``terms``, which compare its features with a teacher's.
+
+    In ``loss`` mode it runs one step of the picture in the documentation's *concepts*; in ``predict`` and ``tensor``
+    mode it *is* the student.
+
+    Args:
+        student: a model dict, a Config, a local path, ``'scope::path'`` or ``dict(cfg=...)``.
+        teacher: ``dict(cfg=..., checkpoint=...)``, a model dict, or a path. It is frozen, in eval mode whatever
+            :meth:`train` says, and in neither the state dict, the optimizer nor an EMA copy.
+        teachers: several of them by name, instead of ``teacher``.
+        terms: name (containing ``loss``) -> :class:`~mmsokd.distillers.term.Term`'s config.
+        refine: SoKD's DAFA (:class:`~mmsokd.augment.FeatureAugmentationNeck`), or None.
+        areas: SoKD's DAM (:class:`~mmsokd.areas.DistinctiveAreaDetector`), or None.
+        keep_host: whether the terms' own losses stay beside SoKD's area loss. Without, the area loss takes their
+            place, as in the authors' CIFAR code.
+        probe_size: side of the noise image, in pixels, on which shapes are inferred.
+        data_preprocessor: the config's top-level one, handed on to the student.
+
+    Raises:
+        ValueError, TypeError, FileNotFoundError: something in the config cannot be; the message tells the key, what
+            was found, what was expected and the nearest valid name.
+    """
+
+    def __init__(
+        self,
+        student: Any,
+        teacher: Any = None,
+        teachers: Mapping[str, Any] | None = None,
+        terms: Mapping[str, Mapping] | None = None,
+        refine: Mapping | None = None,
+        areas: Mapping | None = None,
+        keep_host: bool = True,
+        probe_size: int = 256,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        student = build_model('student', student, data_preprocessor)
+        super().__init__(getattr(student, 'data_preprocessor', None) or data_preprocessor, init_cfg)
+        self.student = student
+        self.keep_host = keep_host
+        self._guard = FiniteGuard()
+        self._teachers = self._build_teachers(teacher, teachers)
+        if not isinstance(terms, Mapping) or not terms:
+            raise ValueError(f'terms: expected a dict of at least one term, found {terms!r}')
+        if not keep_host and areas is None:
+            raise ValueError("keep_host: expected True where 'areas' is None, found False: nothing would be distilled")
+        self.terms = ModuleDict({name: Term(name, cfg, list(self._teachers)) for name, cfg in terms.items()})
+        self.refine = Refiner(refine) if refine is not None else None
+        self.areas = Areas(areas) if areas is not None else None
+        self._connect(probe_size)
+
+    # ---- building -------------------------------------------------------------------------------------------------
+
+    def _build_teachers(self, teacher: Any, teachers: Mapping[str, Any] | None) -> dict[str, Teacher]:
+        if teacher is not None and teachers is not None:
+            raise ValueError("teacher: expected 'teacher' or 'teachers', found both")
+        if teachers is None:
+            return {} if teacher is None else {'teacher': Teacher('teacher', teacher)}
+        if STUDENT in teachers:
+            raise ValueError(f"teachers.{STUDENT}: expected another name; '{STUDENT}' means the student itself")
+        return {name: Teacher(f'teachers.{name}', source) for name, source in teachers.items()}
+
+    def _connect(self, size: int) -> None:
+        """Dry-run every model once, match the taps' levels, and build what depends on their shapes."""
+        taps: dict[str, list[str]] = {STUDENT: [], **{name: [] for name in self._teachers}}
+        for term in self.terms.values():
+            taps[STUDENT].append(term.student_tap)
+            taps[term.teacher_name].append(term.teacher_tap)
+        if self._at is not None:
+            taps = {name: [*paths, self._at] for name, paths in taps.items()}
+        self._student_taps = list(dict.fromkeys(taps[STUDENT]))
+        with _telling('student'):
+            specs = {STUDENT: probe(self.student, self._student_taps, size).specs}
+        for name, teacher in self._teachers.items():
+            if not taps[name]:
+                raise ValueError(f"{teacher.name}: expected a term with teacher='{name}', found none; leave it out")
+            with _telling(teacher.name):
+                specs[name] = teacher.probe(taps[name], size).specs
+            teacher.match_normalization(self.data_preprocessor)
+        for term in self.terms.values():
+            default = 'mmsokd.SoKDAdapter' if self.areas is not None and term.wants_areas else None
+            term.build(specs[STUDENT][term.student_tap], specs[term.teacher_name][term.teacher_tap], default)
+        if self.refine is not None:
+            self.refine.connect(self.terms, specs[STUDENT], specs)
+        if self.areas is not None:
+            self.areas.connect(self.terms)
+
+    @property
+    def _at(self) -> str | None:
+        return self.refine.at if self.refine is not None else None
+
+    # ---- what others see ------------------------------------------------------------------------------------------
+
+    @property
+    def teachers(self) -> dict[str, torch.nn.Module]:
+        """The frozen teachers by name; ``'teacher'`` where there is but one."""
+        return {name: teacher.module for name, teacher in self._teachers.items()}
+
+    @property
+    def teacher(self) -> torch.nn.Module:
+        """The frozen teacher, where there is but one."""
+        (only,) = self._teachers.values()
+        return only.module
+
+    def train(self, mode: bool = True) -> 'Distiller':
+        """Set the student's mode; a teacher stays in eval."""
+        super().train(mode)
+        for teacher in self._teachers.values():
+            teacher.module.eval()
+        return self
+
+    def check_finite(self) -> None:
+        """Wait for the flags of the steps so far.
+
+        Raises:
+            FloatingPointError: some loss was NaN or Inf; names it.
+        """
+        self._guard.check(wait=True)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        """Let a plain student's checkpoint (``load_from`` of the user's old config) fill the student."""
+        own = set(self.student.state_dict())
+        if not any(key.startswith(f'{prefix}student.') for key in state_dict):
+            for key in [key for key in state_dict if key.removeprefix(prefix) in own]:
+                state_dict[f'{prefix}student.{key.removeprefix(prefix)}'] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    # ---- the step -------------------------------------------------------------------------------------------------
+
+    def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor') -> Any:
+        """As MMEngine's models do: ``loss`` gives a dict of losses, any other mode is the student's."""
+        if mode == 'loss':
+            return self.loss(inputs, data_samples)
+        return self.student(inputs, data_samples, mode=mode)
+
+    def loss(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Tensor]:
+        """The student's own losses, each term's as ``distill.<name>``, and SoKD's as ``sokd.*``.
+
+        Args:
+            inputs: the preprocessed batch (N, 3, H, W).
+            data_samples: one a picture, with the annotations.
+
+        Raises:
+            FloatingPointError: a loss is NaN or Inf; names it.
+        """
+        weights = self._weights()
+        step = self.refine.begin(len(inputs)) if self.refine is not None else None
+        # The teacher first: its feature maps are then all that is held while the student runs.
+        feats = self._teacher_features(inputs, data_samples, weights, step)
+        with FeatureTap(self.student, self._student_taps) as tapped:
+            losses = dict(self.student(inputs, data_samples, mode='loss'))
+        feats[STUDENT] = {tap: tapped[tap] for tap in self._student_taps}
+        losses.update(self._distill(feats, weights, step))
+        self._guard.watch(losses)
+        return losses
+
+    def _weights(self) -> dict[str, float]:
+        """Each term's weight now. MMEngine's message hub keeps the clock, so that a resumed run reads it right."""
+        info = MessageHub.get_current_instance().runtime_info
+        last = info.get('max_iters') or 0
+        progress = min(1.0, info.get('iter', 0) / last) if last else 0.0
+        return {name: term.weight(progress) for name, term in self.terms.items()}
+
+    def _teacher_features(
+        self, inputs: Tensor, data_samples: list | None, weights: Mapping[str, float], step: RefineStep | None
+    ) -> dict[str, Levels]:
+        """Run the teachers that some term needs in this step."""
+        needed = {self.terms[name].teacher_name for name, weight in weights.items() if weight > 0}
+        replace = {self._at: step.replace} if self._at is not None else None
+        return {
+            name: teacher.features(inputs, data_samples, replace)
+            for name, teacher in self._teachers.items()
+            if name in needed
+        }
+
+    def _distill(
+        self, feats: Mapping[str, Levels], weights: Mapping[str, float], step: RefineStep | None
+    ) -> dict[str, Tensor]:
+        """The terms' losses, SoKD's, and the diagnostics."""
+        losses: dict[str, Tensor] = {}
+        results: list[AreaResult] = []
+        for name, term in self.terms.items():
+            has_areas = self.areas is not None and name in self.areas
+            if weights[name] == 0:
+                losses[f'distill.{name}'] = term.untouched() + (self.areas.untouched(name) if has_areas else 0.0)
+                continue
+            source = (term.teacher_name, term.teacher_tap)
+            student, teacher = term.select(feats[STUDENT][term.student_tap], feats[source[0]][source[1]])
+            teacher = [t.detach() for t in teacher]
+            student = term.adapt(student, teacher)
+            if step is not None and name in self.refine.names:
+                teacher = step.refine(name, source, teacher, student)
+            areas = self.areas.detectors[name](student, teacher) if has_areas else None
+            if areas is not None:
+                results.append(areas)
+            if areas is None or self.keep_host:
+                masks = areas.weights if areas is not None else None
+                losses[f'distill.{name}'] = weights[name] * term(student, teacher, masks)
+        losses.update(_sum_areas(results))
+        if step is not None:
+            if self._at is not None:
+                losses['sokd.loss_fit'] = step.fit(feats[STUDENT][self._at])
+            losses.update(step.finish())
+        return losses
+
+    # ---- looking at it --------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def detect_areas(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, list]:
+        """The areas each feature term would be compared in, for drawing; the teacher's feature is taken unrefined.
+
+        Args:
+            inputs: a preprocessed batch (N, 3, H, W).
+            data_samples: one a picture; needed where a head is tapped.
+
+        Returns:
+            term -> level by level, what :meth:`~mmsokd.areas.DistinctiveAreaDetector.detect` gives.
+        """
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        try:
+            with FeatureTap(self.student, self._student_taps) as tapped:
+                run_for_taps(self.student, self._student_taps, inputs, data_samples)
+            feats = {STUDENT: {tap: tapped[tap] for tap in self._student_taps}}
+            feats.update({name: t.features(inputs, data_samples) for name, t in self._teachers.items()})
+            found = {}
+            for name, detector in self.areas.detectors.items():
+                term = self.terms[name]
+                pair = feats[STUDENT][term.student_tap], feats[term.teacher_name][term.teacher_tap]
+                student, teacher = term.select(*pair)
+                found[name] = detector.detect(term.adapt(student, teacher), teacher)
+            return found
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+
+def _sum_areas(results: Sequence[AreaResult]) -> dict[str, Tensor]:
+    """SoKD's losses, summed over the terms, and its diagnostics, averaged over them."""
+    out: dict[str, Tensor] = {}
+    for result in results:
+        for name, value in result.losses.items():
+            out[f'sokd.{name}'] = out.get(f'sokd.{name}', 0.0) + value
+        for name, value in result.stats.items():
+            out[f'sokd.{name}'] = out.get(f'sokd.{name}', 0.0) + value / len(results)
+    return out
+
+
+@contextmanager
+def _telling(whose: str) -> Iterator[None]:
+    """Let the error of a dry run say whose it is."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise type(error)(f'{whose}: {error}') from error

@@ -1,0 +1,119 @@
+"""From what a user writes for a student or a teacher to a built model with its weights."""
+
+import importlib.util
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.hub import get_config
+from mmengine.logging import print_log
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.runner import CheckpointLoader
+from torch import nn
+
+from mmsokd.checks import nearest
+
+
+def load_config(key: str, source: str) -> Config:
+    """The config at ``scope::path`` or at a local path.
+
+    Raises:
+        ValueError: the package is not installed, or has no such config; names the nearest one.
+        FileNotFoundError: there is no such file; names the nearest one in its folder.
+    """
+    if '::' not in source:
+        path = Path(source)
+        if not path.is_file():
+            near = nearest(path.name, [p.name for p in path.parent.glob('*.py')], n=1) if path.parent.is_dir() else []
+            hint = f'; nearest in {path.parent}: {near[0]}' if near else ''
+            raise FileNotFoundError(f"{key}: expected a config file or 'scope::path', found no file {source!r}{hint}")
+        return Config.fromfile(source)
+    scope, path = source.split('::', 1)
+    spec = importlib.util.find_spec(scope)
+    if spec is None or spec.origin is None:
+        raise ValueError(f"{key}: expected an installed package before '::', found {scope!r} in {source!r}")
+    configs = Path(spec.origin).parent / '.mim' / 'configs'
+    if not (configs / path).is_file():
+        here = [str(p.relative_to(configs)) for p in configs.rglob('*.py')]
+        raise ValueError(
+            f'{key}: expected a config of {scope}, found no {path!r}; nearest: {[f"{scope}::{p}" for p in nearest(path, here)]}'
+        )
+    return get_config(source)
+
+
+def build_model(key: str, source: Any, data_preprocessor: dict | None = None) -> nn.Module:
+    """Build a student or a teacher.
+
+    Args:
+        key: the config key, for messages (``'student'``).
+        source: a module, a model dict, a Config (or its ``model``), a local path, ``'scope::path'``, or
+            ``dict(cfg=one of these)``.
+        data_preprocessor: the config's top-level one, used where the model has none of its own.
+
+    Raises:
+        TypeError, ValueError, FileNotFoundError: ``source`` is none of these.
+    """
+    if isinstance(source, nn.Module):
+        return source
+    if isinstance(source, str | os.PathLike):
+        source = load_config(key, str(source))
+    if not isinstance(source, dict | Config):
+        raise TypeError(f"{key}: expected a model dict, a Config, a path or 'scope::path', found {source!r}")
+    if 'cfg' in source and 'type' not in source:
+        return build_model(f'{key}.cfg', source['cfg'], data_preprocessor)
+    scope = None
+    if 'model' in source and 'type' not in source:
+        scope = source.get('default_scope')
+        data_preprocessor = source.get('data_preprocessor') or data_preprocessor
+        source = source['model']
+    if 'type' not in source:
+        raise ValueError(f"{key}: expected a model dict with 'type', or dict(cfg=...), found the keys {sorted(source)}")
+    model = ConfigDict(source) if not isinstance(source, ConfigDict) else source
+    model = model.copy()  # shallow: the registry's build copies, and `type` may be a class
+    if scope is not None:
+        model.setdefault('_scope_', scope)
+    if data_preprocessor is not None and model.get('data_preprocessor') is None:
+        model['data_preprocessor'] = data_preprocessor
+    return ROOT_MODELS.build(model)
+
+
+def load_weights(key: str, model: nn.Module, filename: str) -> None:
+    """Load the checkpoint ``filename`` (path or URL) into ``model``; every parameter of the model must be in it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or belongs to another architecture; says how many keys fit.
+    """
+    try:
+        # logger='silent': the message below tells more
+        checkpoint = CheckpointLoader.load_checkpoint(filename, map_location='cpu', logger='silent')
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f'{key}: expected a checkpoint file or URL, found no file {filename!r}') from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f'{key}: expected a checkpoint, found that {filename!r} cannot be read (truncated download?): {error}'
+        ) from error
+    state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict):
+        raise ValueError(f'{key}: expected a checkpoint with a state_dict, found {type(checkpoint).__name__}')
+    state = {name.removeprefix('module.'): value for name, value in state.items()}
+    own = {name: value for name, value in model.state_dict().items() if not name.endswith('num_batches_tracked')}
+    wrong = [name for name, value in own.items() if name not in state or state[name].shape != value.shape]
+    if wrong:
+        hint = ''
+        if any(name.startswith('student.') for name in state):
+            hint = '; this is a distiller checkpoint: run tools/export_student.py on it first'
+        name = wrong[0]
+        found = f'has the shape {tuple(state[name].shape)}' if name in state else 'is missing'
+        raise ValueError(
+            f'{key}: expected weights of {type(model).__name__}, found that {len(own) - len(wrong)} of {len(own)} keys '
+            f'of {filename!r} fit; the first that does not: {name!r} {found}{hint}'
+        )
+    surplus = len([name for name in state if name not in own and not name.endswith('num_batches_tracked')])
+    if surplus:
+        print_log(f'{key}: {surplus} keys of {filename} are not in the model and are left out', 'current')
+    with torch.no_grad():
+        model.load_state_dict(state, strict=False)

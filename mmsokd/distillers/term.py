@@ -1,0 +1,241 @@
+"""One summand of the training loss: tap + adapter + loss + weight, built from one entry of the config's ``terms``."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+from mmengine.model import BaseModule, ModuleList
+from torch import Tensor, nn
+
+from mmsokd.checks import nearest
+from mmsokd.registry import MODELS
+from mmsokd.taps import FeatureSpec, match_levels
+
+STUDENT = 'student'  # as a term's `teacher`: the student itself, for self-distillation
+
+
+class WeightSchedule:
+    """A term's weight: one number, or knots ``[(progress, weight), ...]`` that are joined linearly.
+
+    Args:
+        key: the config key, for messages.
+        value: a number >= 0, or knots; ``progress`` runs from 0 to 1 over the training.
+
+    Raises:
+        ValueError: neither of these, or knots out of order.
+
+    Example:
+        >>> warm_up = WeightSchedule('terms.loss_kd.loss_weight', [(0.0, 0.0), (0.1, 1.0)])
+        >>> warm_up(0.05), warm_up(0.5)
+        (0.5, 1.0)
+    """
+
+    def __init__(self, key: str, value: Any) -> None:
+        if isinstance(value, Real):
+            value = [(0.0, float(value))]
+        try:
+            self.knots = [(float(progress), float(weight)) for progress, weight in value]
+        except (TypeError, ValueError):
+            self.knots = []
+        times = [progress for progress, _ in self.knots]
+        if not times or times != sorted(times) or not 0 <= times[0] <= times[-1] <= 1:
+            raise ValueError(
+                f'{key}: expected a number, or [(progress, weight), ...] with progress rising within [0, 1], found {value!r}'
+            )
+
+    def __call__(self, progress: float) -> float:
+        """The weight at ``progress`` in [0, 1]."""
+        before = [knot for knot in self.knots if knot[0] <= progress] or self.knots[:1]
+        after = [knot for knot in self.knots if knot[0] > progress] or self.knots[-1:]
+        (t0, w0), (t1, w1) = before[-1], after[0]
+        return w0 if t1 <= t0 else w0 + (w1 - w0) * (progress - t0) / (t1 - t0)
+
+
+class Term(BaseModule):
+    """One summand of the training loss.
+
+    The taps are resolved by the distiller, which calls :meth:`build` with what the dry runs saw.
+
+    Args:
+        name: its key in ``terms``; contains ``loss``, since MMEngine sums only such keys.
+        cfg: ``type`` and the loss's own arguments; ``tap``, or ``student_tap`` and ``teacher_tap``; ``adapter``,
+            ``teacher``, ``loss_weight``, ``refine``, ``areas``.
+        teachers: the names of the distiller's teachers; a term names one where there are several.
+
+    Raises:
+        ValueError, TypeError: a key is missing, doubled or unknown; the message names it.
+    """
+
+    def __init__(self, name: str, cfg: Mapping[str, Any], teachers: Sequence[str]) -> None:
+        super().__init__()
+        key = f'terms.{name}'
+        if 'loss' not in name:
+            raise ValueError(f"{key}: expected a name that contains 'loss' (MMEngine sums only those), found {name!r}")
+        if not isinstance(cfg, Mapping) or 'type' not in cfg:
+            raise ValueError(f"{key}: expected a dict with 'type', found {cfg!r}")
+        cfg = dict(cfg)
+        self.key = key
+        self.student_tap, self.teacher_tap = self._pop_taps(cfg)
+        self.teacher_name = self._pop_teacher(cfg, teachers)
+        self.weight = WeightSchedule(f'{key}.loss_weight', cfg.pop('loss_weight', 1.0))
+        self.wants_refine = cfg.pop('refine', True)
+        self.wants_areas = cfg.pop('areas', True)
+        for option, value in (('refine', self.wants_refine), ('areas', self.wants_areas)):
+            if not isinstance(value, bool):
+                raise ValueError(f'{key}.{option}: expected True or False, found {value!r}')
+        self.adapter_cfg = cfg.pop('adapter', 'inferred')
+        self.loss = _build_loss(key, cfg)
+
+    def _pop_taps(self, cfg: dict) -> tuple[str, str]:
+        if 'tap' in cfg:
+            if 'student_tap' in cfg or 'teacher_tap' in cfg:
+                raise ValueError(f"{self.key}: expected 'tap', or 'student_tap' and 'teacher_tap', found both")
+            tap = cfg.pop('tap')
+            return tap, tap
+        if 'student_tap' not in cfg or 'teacher_tap' not in cfg:
+            raise ValueError(f"{self.key}: expected 'tap', or 'student_tap' and 'teacher_tap', found {sorted(cfg)}")
+        return cfg.pop('student_tap'), cfg.pop('teacher_tap')
+
+    def _pop_teacher(self, cfg: dict, teachers: Sequence[str]) -> str:
+        choices = [*teachers, STUDENT]
+        name = cfg.pop('teacher', teachers[0] if len(teachers) == 1 else None)
+        if name not in choices:
+            near = nearest(str(name), choices, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ''
+            raise ValueError(f'{self.key}.teacher: expected one of {choices}, found {name!r}{hint}')
+        return name
+
+    def build(
+        self, student: Sequence[FeatureSpec], teacher: Sequence[FeatureSpec], default_adapter: str | None = None
+    ) -> None:
+        """Match the levels and build one adapter a level.
+
+        Args:
+            student: what the dry run saw at the student's tap, level by level.
+            teacher: likewise.
+            default_adapter: registered adapter to take where the config names none: SoKD's. Without one, a 1x1
+                :class:`~mmsokd.adapters.ConvAdapter` is taken where the loss needs equal channels and they differ.
+
+        Raises:
+            ValueError: the levels, channels or sizes cannot be brought together.
+        """
+        pairs = match_levels(student, teacher)
+        if pairs is None:
+            raise ValueError(
+                f'{self.key}: expected each student level to have a teacher level of its stride, found strides '
+                f'{[s.stride for s in student]} at {self.student_tap!r} of the student and {[t.stride for t in teacher]} '
+                f"at {self.teacher_tap!r} of the teacher; tap single levels as '{self.teacher_tap}[i]'"
+            )
+        self.pairs = pairs
+        self.specs = [(student[i], teacher[j]) for i, j in pairs]
+        self.adapters = ModuleList([self._build_adapter(s, t, default_adapter) for s, t in self.specs])
+        for adapter, (s, t) in zip(self.adapters, self.specs, strict=True):
+            self._check_fit(adapter, s, t)
+
+    @property
+    def is_feature(self) -> bool:
+        """Whether the term compares maps (N, C, H, W), on which SoKD's plug-ins act."""
+        return all(len(s.size) == len(t.size) == 2 for s, t in self.specs)
+
+    @property
+    def channels(self) -> list[int]:
+        """The teacher's channels, level by level."""
+        return [t.channels for _, t in self.specs]
+
+    def _build_adapter(self, s: FeatureSpec, t: FeatureSpec, default: str | None) -> nn.Module:
+        cfg = self.adapter_cfg
+        if cfg is None:
+            return nn.Identity()
+        if cfg != 'inferred':
+            if not isinstance(cfg, Mapping) or 'type' not in cfg:
+                raise ValueError(f"{self.key}.adapter: expected a dict with 'type', or None, found {cfg!r}")
+            injected = dict(in_channels=s.channels, out_channels=t.channels)
+            if cfg.get('resize') == 'conv':
+                injected['stride_ratio'] = t.size[0] / s.size[0]
+            return MODELS.build({**injected, **cfg})
+        if default is not None:
+            return MODELS.build(dict(type=default, **self._dense_options(s, t)))
+        if s.channels != t.channels and getattr(self.loss, 'same_channels', False) and len(s.size) == 2:
+            return MODELS.build(dict(type='mmsokd.ConvAdapter', in_channels=s.channels, out_channels=t.channels))
+        return nn.Identity()
+
+    def _dense_options(self, s: FeatureSpec, t: FeatureSpec) -> dict:
+        """SoKD's three-conv adapter at a width and with a norm that suit the map [ours].
+
+        The authors' CIFAR code has one map and a BN at full width. On a pyramid that would cost as much as a
+        detection head, and a level of one cell with a batch of one has no batch statistics.
+        """
+        pyramid = len(self.pairs) > 1
+        width = min(t.channels, 64 if pyramid else 256)
+        groups = next(g for g in (16, 8, 4, 2, 1) if width % g == 0 and t.channels % g == 0)
+        norm = dict(type='GN', num_groups=groups) if pyramid else dict(type='BN')
+        return dict(
+            in_channels=s.channels, out_channels=t.channels, feat_channels=width, signed=t.signed, norm_cfg=norm
+        )
+
+    def _check_fit(self, adapter: nn.Module, s: FeatureSpec, t: FeatureSpec) -> None:
+        identity = isinstance(adapter, nn.Identity)
+        where = f'{self.student_tap!r} of the student and {self.teacher_tap!r} of the teacher'
+        if identity and s.channels != t.channels and getattr(self.loss, 'same_channels', False):
+            raise ValueError(
+                f'{self.key}.adapter: expected equal channels without an adapter, found {s.channels} and {t.channels} at '
+                f"{where}; leave 'adapter' out, or give dict(type='mmsokd.ConvAdapter')"
+            )
+        if s.size != t.size and getattr(adapter, 'resize', None) is None:
+            raise ValueError(
+                f'{self.key}: expected equal sizes, found {s.size} (stride {s.stride}) and {t.size} (stride {t.stride}) at '
+                f"{where}; give adapter=dict(type='mmsokd.ConvAdapter', resize='bilinear'), or tap another layer"
+            )
+
+    def select(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The matched levels of both sides."""
+        return [student[i] for i, _ in self.pairs], [teacher[j] for _, j in self.pairs]
+
+    def adapt(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Tensor]:
+        """``Phi_s(F_s)``, level by level, in the teacher's width and size."""
+        return [
+            s if isinstance(adapter, nn.Identity) else adapter(s, t.shape[-2:])
+            for adapter, s, t in zip(self.adapters, student, teacher, strict=True)
+        ]
+
+    def forward(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], weights: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """The unweighted loss of adapted features, in fp32: the sum over the levels, as if each were a term.
+
+        ``weights``: SoKD's area masks (N, 1, H, W), for losses that compare position by position.
+        """
+        total = student[0].new_zeros((), dtype=torch.float32)
+        with torch.autocast(student[0].device.type, enabled=False):
+            for i, (s, t) in enumerate(zip(student, teacher, strict=True)):
+                area = (
+                    {} if weights is None or not getattr(self.loss, 'per_position', False) else {'weight': weights[i]}
+                )
+                total = total + self.loss(s.float(), t.float(), **area)
+        return total
+
+    def untouched(self) -> Tensor | float:
+        """Zero, with a graph to every parameter: keeps DDP content in a step that leaves the term out."""
+        return sum(p.sum() * 0.0 for p in self.parameters() if p.requires_grad)
+
+
+def _build_loss(key: str, cfg: dict) -> nn.Module:
+    """Build the loss; an unknown name or argument is told with its nearest neighbour."""
+    kind = cfg['type']
+    cls = MODELS.get(kind) if isinstance(kind, str) else kind
+    if cls is None:
+        import mmsokd.losses
+
+        near = nearest(kind.rpartition('.')[2], mmsokd.losses.__all__)
+        raise ValueError(f'{key}.type: expected a registered loss, found {kind!r}; nearest: {near}')
+    accepted = inspect.signature(cls).parameters
+    keys = ['tap', 'student_tap', 'teacher_tap', 'adapter', 'teacher', 'loss_weight', 'refine', 'areas', *accepted]
+    if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+        for name in cfg:
+            if name != 'type' and name not in accepted:
+                raise ValueError(
+                    f'{key}.{name}: expected one of {sorted(set(keys))}; nearest: {nearest(name, keys, n=1)}'
+                )
+    return MODELS.build(cfg)

@@ -1,0 +1,92 @@
+"""Watches the detected areas for collapse, and draws them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmsokd.hooks.common import distiller_of
+from mmsokd.registry import HOOKS
+from mmsokd.visualization import draw_areas, save_image
+
+
+@HOOKS.register_module()
+class DAMHook(Hook):
+    """Warns when the area heads collapse to constants, which the agreement loss alone would reward, and draws areas.
+
+    Args:
+        draw_interval: iterations between two drawings; None draws at the end of every epoch (of the whole training,
+            where it counts iterations).
+        num_images: pictures of the batch to draw, 0 for none. They go to ``vis_data/areas`` of the run's folder.
+        min_heat_std: warn when the heatmap's mean standard deviation over the map falls below it.
+        max_cover: warn when the areas cover more than this fraction of the map: they then select nothing.
+        log_interval: iterations between two looks.
+    """
+
+    priority = 'BELOW_NORMAL'
+
+    def __init__(
+        self,
+        draw_interval: int | None = None,
+        num_images: int = 4,
+        min_heat_std: float = 1e-4,
+        max_cover: float = 0.95,
+        log_interval: int = 50,
+    ) -> None:
+        self.draw_interval = draw_interval
+        self.num_images = num_images
+        self.min_heat_std = min_heat_std
+        self.max_cover = max_cover
+        self.log_interval = log_interval
+        self._warned: set[str] = set()
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Look at the diagnostics every ``log_interval`` iterations; draw when it is time."""
+        distiller = distiller_of(runner)
+        if distiller.areas is None:
+            return
+        if self.every_n_train_iters(runner, self.log_interval):
+            self._watch(runner, outputs or {})
+        if self.num_images and is_main_process() and self._time_to_draw(runner, batch_idx):
+            self._draw(runner, distiller, data_batch)
+
+    def _time_to_draw(self, runner: Runner, batch_idx: int) -> bool:
+        if self.draw_interval is not None:
+            return self.every_n_train_iters(runner, self.draw_interval)
+        return self.end_of_epoch(runner.train_dataloader, batch_idx) or self.is_last_train_iter(runner)
+
+    def _watch(self, runner: Runner, outputs: dict) -> None:
+        std, cover = outputs.get('sokd.heat_std'), outputs.get('sokd.mask_cover')
+        if std is not None and float(std) < self.min_heat_std:
+            self._warn(
+                runner,
+                'heat_std',
+                f'sokd.heat_std is {float(std):.1e}: the area heads have collapsed to a constant. Raise '
+                'areas.anchor_weight, or set areas.stop_teacher_grad=True',
+            )
+        if cover is not None and float(cover) > self.max_cover:
+            self._warn(
+                runner,
+                'mask_cover',
+                f'sokd.mask_cover is {float(cover):.2f}: the areas cover the whole map and select nothing. Lower '
+                'areas.num_areas',
+            )
+
+    def _warn(self, runner: Runner, what: str, message: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            runner.logger.warning(message)
+
+    def _draw(self, runner: Runner, distiller: Any, data_batch: Any) -> None:
+        with torch.random.fork_rng(devices=[]):
+            data = distiller.data_preprocessor(data_batch, False)
+            inputs = data['inputs'][: self.num_images]
+            samples = (data.get('data_samples') or [])[: self.num_images] or None
+            found = distiller.detect_areas(inputs, samples)
+        folder = Path(runner.log_dir) / 'vis_data' / 'areas'
+        for name, levels in found.items():
+            for i, picture in enumerate(draw_areas(inputs, distiller.data_preprocessor, levels)):
+                save_image(folder / f'iter_{runner.iter + 1}_{name}_{i}.png', picture)

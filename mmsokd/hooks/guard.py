@@ -1,0 +1,53 @@
+"""Checks that need the runner: is there anything to learn from, and is what is saved worth keeping."""
+
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmsokd.hooks.common import distiller_of
+from mmsokd.registry import HOOKS
+
+
+@HOOKS.register_module()
+class GuardHook(Hook):
+    """Stops a run that cannot learn before it starts, and a checkpoint that is no good before it is written.
+
+    Raises:
+        ValueError: the training set is empty, or no picture of it has an annotation.
+        FloatingPointError: a loss or a weight is NaN or Inf when a checkpoint is about to be written.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_train(self, runner: Runner) -> None:
+        """Look for annotations."""
+        _check_annotated(runner.train_dataloader.dataset)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keep the last good checkpoint: refuse to write one of NaNs, which might also push a good one out."""
+        distiller_of(runner).check_finite()
+        for name, value in checkpoint['state_dict'].items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise FloatingPointError(
+                    f'{name}: expected finite weights, found NaN or Inf; no checkpoint is written, the last one is left as it is'
+                )
+
+
+def _check_annotated(dataset: Any) -> None:
+    files = getattr(dataset, 'ann_file', None)
+    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+    about = f'train_dataloader.dataset (ann_file={files!r}, classes={classes!r})'
+    if len(dataset) == 0:
+        raise ValueError(
+            f'{about}: expected annotated pictures, found none; are the paths right, and do the classes have the names '
+            'of the annotation file?'
+        )
+    if not hasattr(dataset, 'get_data_info') or 'instances' not in dataset.get_data_info(0):
+        return  # not a detection data set: labels are whole pictures or maps
+    if not any(dataset.get_data_info(i)['instances'] for i in range(len(dataset))):
+        raise ValueError(
+            f'{about}: expected annotations, found {len(dataset)} pictures without any; do the classes have the names of '
+            'the annotation file?'
+        )

@@ -1,0 +1,211 @@
+"""Searches the augmentation policy while the student trains, then freezes it."""
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce, get_world_size
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from mmsokd.augment import FeatureAugmentationNeck, unrolled_gradient
+from mmsokd.checks import check_choice
+from mmsokd.hooks.common import distiller_of
+from mmsokd.registry import HOOKS
+
+
+@HOOKS.register_module()
+class PolicySearchHook(Hook):
+    """Steps the policy's own Adam during the first part of the training; after that the policy is only sampled.
+
+    The optimizer's settings are those of the authors' development fork. The search's length there is 20 of 240 (CIFAR)
+    and 5 of 100 epochs (ImageNet); the default here, a twelfth of the training, is ours for 12- and 24-epoch schedules.
+
+    Args:
+        mode: ``'fused'`` [ours], first order: the gradient of L_aug that the training forward gives at no extra pass;
+            ``'unrolled'`` [authors' fork]: the whole training loss after one virtual SGD step, about four extra passes.
+        search_epochs: epochs to search for.
+        search_iters: iterations to search for, instead.
+        lr, betas, weight_decay: of Adam.
+        virtual_lr: step of the virtual SGD, for ``'unrolled'``.
+        ratio_range: warn when the mean ``||F~_t|| / ||F_t||`` leaves it: L_aug rewards a blank feature.
+        log_interval: iterations between two looks at that ratio, and between two entries of the table in the log file.
+
+    Raises:
+        ValueError: an option is not valid, or the search is longer than the schedule.
+    """
+
+    priority = 'NORMAL'
+
+    def __init__(
+        self,
+        mode: str = 'fused',
+        search_epochs: int | None = None,
+        search_iters: int | None = None,
+        lr: float = 3e-4,
+        betas: tuple[float, float] = (0.5, 0.999),
+        weight_decay: float = 1e-3,
+        virtual_lr: float = 0.01,
+        ratio_range: tuple[float, float] = (0.5, 2.0),
+        log_interval: int = 50,
+    ) -> None:
+        check_choice('PolicySearchHook.mode', mode, ['fused', 'unrolled'])
+        if search_epochs is not None and search_iters is not None:
+            raise ValueError('PolicySearchHook: expected search_epochs or search_iters, found both')
+        for key, value in (('search_epochs', search_epochs), ('search_iters', search_iters)):
+            if value is not None and (not isinstance(value, int) or value < 0):
+                raise ValueError(f'PolicySearchHook.{key}: expected an integer >= 0, found {value!r}')
+        self.mode = mode
+        self.search_epochs = search_epochs
+        self.search_iters = search_iters
+        self.adam = dict(lr=lr, betas=tuple(betas), weight_decay=weight_decay)
+        self.virtual_lr = virtual_lr
+        self.ratio_range = ratio_range
+        self.log_interval = log_interval
+        self._necks: dict[str, FeatureAugmentationNeck] = {}
+        self._optimizers: dict[str, torch.optim.Optimizer] = {}
+        self._end = 0
+        self._warned = False
+
+    def before_run(self, runner: Runner) -> None:
+        """Find the policies; their optimizers must be there before a checkpoint is resumed."""
+        distiller = distiller_of(runner)
+        if distiller.refine is None:
+            return
+        self._necks = dict(distiller.refine.necks.items())
+        for name, neck in self._necks.items():
+            if self.mode == 'unrolled' and (neck.at is not None or neck.estimator == 'relax'):
+                raise ValueError(
+                    "PolicySearchHook.mode: expected 'fused' where refine has 'at' or estimator='relax', found 'unrolled'"
+                )
+            # One policy's few numbers stay on the host (see Policy); so does their optimizer.
+            self._optimizers[name] = torch.optim.Adam(list(neck.search_parameters().values()), **self.adam)
+
+    def before_train(self, runner: Runner) -> None:
+        """Find how long to search."""
+        self._end = self._search_end(runner)
+
+    def _search_end(self, runner: Runner) -> int:
+        """The first iteration that no longer searches."""
+        last = runner.max_iters
+        if self.search_epochs is not None:
+            end, key = self.search_epochs * len(runner.train_dataloader), f'search_epochs={self.search_epochs}'
+        elif self.search_iters is not None:
+            end, key = self.search_iters, f'search_iters={self.search_iters}'
+        else:
+            return math.ceil(last / 12)
+        if end > last:
+            raise ValueError(
+                f'PolicySearchHook.{key}: expected a search within the schedule of {last} iterations '
+                f'({runner.max_epochs} epochs), found one of {end} iterations'
+            )
+        return end
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Switch the search on or off by the clock; in ``unrolled`` mode, make the four extra passes."""
+        searching = runner.iter < self._end
+        for neck in self._necks.values():
+            neck.searching = searching and self.mode == 'fused'
+        if searching and self.mode == 'unrolled':
+            self._step(self._unrolled(runner, data_batch))
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Step each policy by the gradient of this iteration, watch the ratio, and log the table."""
+        if not self._necks:
+            return
+        if self.mode == 'fused' and runner.iter < self._end:
+            self._step({name: neck.pop_gradient() for name, neck in self._necks.items()})
+        if runner.iter + 1 == self._end:
+            for neck in self._necks.values():
+                neck.searching = False
+            runner.logger.info(f'policy search ends at iteration {self._end}; expected ops:\n{self._table()}')
+        if self.every_n_train_iters(runner, self.log_interval):
+            self._watch_ratio(runner, outputs)
+
+    def _step(self, gradients: dict[str, dict[str, Tensor] | None]) -> None:
+        for name, gradient in gradients.items():
+            if gradient is None:
+                continue
+            neck, optimizer = self._necks[name], self._optimizers[name]
+            for key, parameter in neck.search_parameters().items():
+                parameter.grad = _mean_over_ranks(gradient[key]).to(parameter)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            neck.policy.clamp_()
+
+    def _unrolled(self, runner: Runner, data_batch: Any) -> dict[str, dict[str, Tensor]]:
+        """The gradient of the training loss after a virtual step, every pass with one draw and one random state."""
+        distiller = distiller_of(runner)
+        weights = [p for p in distiller.parameters() if p.requires_grad]
+        with ExitStack() as stack:
+            chis = {name: stack.enter_context(neck.exposed()) for name, neck in self._necks.items()}
+            stack.enter_context(_untouched_buffers(distiller))
+            stack.enter_context(runner.optim_wrapper.optim_context(distiller))
+            data = distiller.data_preprocessor(data_batch, True)
+            state = torch.get_rng_state()
+
+            def loss() -> Tensor:
+                torch.set_rng_state(state)
+                total, _ = distiller.parse_losses(distiller(**data, mode='loss'))
+                return total
+
+            leaves = [leaf for chi in chis.values() for leaf in chi.values()]
+            gradients = iter(unrolled_gradient(loss, weights, leaves, lr=self.virtual_lr))
+            return {name: {key: next(gradients).cpu() for key in chi} for name, chi in chis.items()}
+
+    def _watch_ratio(self, runner: Runner, outputs: Any) -> None:
+        ratio = (outputs or {}).get('sokd.norm_ratio')
+        low, high = self.ratio_range
+        if ratio is None or self._warned or low <= float(ratio) <= high:
+            return
+        self._warned = True
+        runner.logger.log(
+            logging.WARNING,
+            f'sokd.norm_ratio is {float(ratio):.2f}, outside [{low}, {high}]: the policy blanks or inflates the '
+            f"teacher's feature. Search for fewer epochs, or lower PolicySearchHook.lr. Expected ops:\n{self._table()}",
+        )
+
+    def _table(self) -> str:
+        lines = []
+        for name, neck in self._necks.items():
+            lines += [f'  policy {name}: entropy {neck.policy.entropy():.3f} nats']
+            for op, (chance, magnitude) in neck.policy.expected_ops().items():
+                lines += [f'    {op:<15} fires {chance:.3f}, magnitude {magnitude:.3f}']
+        return '\n'.join(lines)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Save the optimizers; the policies themselves are in the model's state dict."""
+        checkpoint['policy_search'] = {name: adam.state_dict() for name, adam in self._optimizers.items()}
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Resume the optimizers."""
+        if not runner._resume:
+            return
+        for name, state in checkpoint.get('policy_search', {}).items():
+            if name in self._optimizers:
+                self._optimizers[name].load_state_dict(state)
+
+
+def _mean_over_ranks(gradient: Tensor) -> Tensor:
+    if get_world_size() == 1:
+        return gradient
+    device = torch.device('cuda') if torch.distributed.get_backend() == 'nccl' else gradient.device
+    moved = gradient.to(device)
+    all_reduce(moved, op='mean')
+    return moved.cpu()
+
+
+@contextmanager
+def _untouched_buffers(model: nn.Module) -> Iterator[None]:
+    """Undo what extra passes do to buffers (the running statistics of BatchNorm)."""
+    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in saved:
+                buffer.copy_(value)

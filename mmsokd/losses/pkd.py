@@ -1,0 +1,50 @@
+"""PKD: imitation up to scale and shift of each channel."""
+
+from torch import Tensor, nn
+
+from mmsokd.checks import check_same_shape
+from mmsokd.losses.weighting import mean_over_positions
+from mmsokd.registry import MODELS
+
+
+def standardize(feat: Tensor, eps: float = 1e-6) -> Tensor:
+    """Each channel with mean 0 and standard deviation 1 over the batch and the map.
+
+    Args:
+        feat: (N, C, H, W). A constant channel becomes zero.
+        eps: added to the standard deviation.
+    """
+    std, mean = feat.std((0, 2, 3), keepdim=True, unbiased=False), feat.mean((0, 2, 3), keepdim=True)
+    return (feat - mean) / (std + eps)
+
+
+def pkd_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> Tensor:
+    r"""Half the mean squared error of standardized features (Cao et al., PKD, arXiv:2207.02039, eq. 5).
+
+    .. math:: \frac{1}{2NCHW} \| \hat F_s - \hat F_t \|^2 = 1 - r
+
+    with ``r`` the mean over the channels of Pearson's correlation.
+
+    Args:
+        student, teacher: features (N, C, H, W) of one shape. The teacher is a constant.
+        weight: position weights (N, 1, H, W); the mean is then taken over what they weigh, the statistics over all.
+
+    Returns: scalar in [0, 2] (unweighted); zero iff each channel agrees up to scale > 0 and shift.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    check_same_shape(student, teacher)
+    return 0.5 * mean_over_positions((standardize(student) - standardize(teacher.detach())) ** 2, weight)
+
+
+@MODELS.register_module()
+class PKDLoss(nn.Module):
+    """:func:`pkd_loss` as a term's loss."""
+
+    same_channels = True
+    per_position = True
+
+    def forward(self, student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> Tensor:
+        """See :func:`pkd_loss`."""
+        return pkd_loss(student, teacher, weight)

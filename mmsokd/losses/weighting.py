@@ -1,0 +1,16 @@
+"""The mean of a per-position loss over the positions that count."""
+
+from torch import Tensor
+
+
+def mean_over_positions(value: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The mean of ``value``, over the weighted positions where a weight is given.
+
+    Args:
+        value: (N, C, H, W), or any shape without ``weight``.
+        weight: (N, 1, H, W), >= 0. Where it is zero everywhere the result is zero.
+    """
+    if weight is None:
+        return value.mean()
+    weight = weight.to(value.dtype)
+    return (value * weight).sum() / (weight.sum() * value.shape[1]).clamp(min=1.0)

@@ -1,0 +1,252 @@
+"""Taps: where a feature is read, and how a model is stopped once it has given all of them.
+
+A tap is written ``path`` or ``path[index]``: the dotted path of a submodule, and which of its outputs. A module that
+returns one tensor gives one level, a tuple of tensors gives a pyramid, and so does a module that is called once a
+level (``bbox_head.retina_cls``).
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+from mmsokd.checks import nearest
+
+_TAP = re.compile(r'^(?P<module>\w+(?:\.\w+)*)(?P<index>(?:\[-?\d+\])*)$')
+
+
+class UnknownTapError(KeyError, ValueError):
+    """A tap that names no submodule, or an output that is not there."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ''
+
+
+class TapPath(NamedTuple):
+    """A parsed tap: a module's path and the indices behind it."""
+
+    module: str
+    index: tuple[int, ...]
+
+
+class FeatureSpec(NamedTuple):
+    """What the dry run saw of one level of a tap.
+
+    ``stride`` is the input's side over the map's, rounded; ``signed`` tells whether the feature takes negative values.
+    """
+
+    channels: int
+    size: tuple[int, ...]
+    stride: int
+    signed: bool
+
+
+class Probe(NamedTuple):
+    """The result of a dry run: the levels of each tap, and how often each tapped module was called."""
+
+    specs: dict[str, list[FeatureSpec]]
+    calls: dict[str, int]
+
+
+class _StopForward(Exception):
+    """Raised by the last tap to end a forward; never leaves this module."""
+
+
+def parse_tap(tap: str) -> TapPath:
+    """Split ``'neck[2]'`` into ``('neck', (2,))``.
+
+    Raises:
+        ValueError: the text is not ``path`` or ``path[index]``.
+    """
+    found = _TAP.match(tap) if isinstance(tap, str) else None
+    if found is None:
+        raise ValueError(f"tap: expected 'path.of.module' or 'path.of.module[index]', found {tap!r}")
+    return TapPath(found['module'], tuple(int(i) for i in re.findall(r'-?\d+', found['index'])))
+
+
+def find_module(root: nn.Module, path: str) -> nn.Module:
+    """The submodule of ``root`` at ``path``.
+
+    Raises:
+        UnknownTapError: there is none; the message names the nearest paths.
+    """
+    modules = dict(root.named_modules())
+    if path not in modules:
+        near = nearest(path, (name for name in modules if name))
+        raise UnknownTapError(
+            f"tap: expected the path of a submodule of {type(root).__name__}, found '{path}'; nearest: {near}"
+        )
+    return modules[path]
+
+
+class FeatureTap:
+    """Collects the outputs of some submodules while a ``with`` block runs the model.
+
+    The handles live inside the block only, so that evaluation, export and deepcopy see an untouched model.
+
+    Args:
+        model: the model that is run inside the block.
+        taps: the taps to collect.
+        calls: how often each tapped module is called in one forward (:attr:`Probe.calls`). When given, the forward
+            is ended as soon as all of them were: everything behind the deepest tap never runs.
+        replace: path of a submodule -> function of its output; the returned value takes the output's place.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 5, 1))
+        >>> with FeatureTap(net, ['1'], calls={'1': 1}) as feats:
+        ...     _ = net(torch.zeros(1, 3, 2, 2))
+        >>> [tuple(level.shape) for level in feats['1']]
+        [(1, 4, 2, 2)]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        taps: Iterable[str],
+        calls: Mapping[str, int] | None = None,
+        replace: Mapping[str, Callable[[Any], Any]] | None = None,
+    ) -> None:
+        self._model = model
+        self._taps = {tap: parse_tap(tap) for tap in taps}
+        self._outputs: dict[str, list[Any]] = {path.module: [] for path in self._taps.values()}
+        self._calls = {name: calls[name] for name in self._outputs} if calls is not None else None
+        self._replace = dict(replace or {})
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> 'FeatureTap':
+        # The replacements come first: a tap on the same module sees what the rest of the model sees.
+        for name, function in self._replace.items():
+            module = find_module(self._model, name)
+            self._handles.append(module.register_forward_hook(lambda _m, _i, out, f=function: f(out)))
+        for name in self._outputs:
+            module = find_module(self._model, name)
+            self._handles.append(module.register_forward_hook(lambda _m, _i, out, n=name: self._collect(n, out)))
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        return kind is _StopForward
+
+    def _collect(self, name: str, output: Any) -> None:
+        self._outputs[name].append(output)
+        if self._calls is not None and all(len(self._outputs[n]) >= k for n, k in self._calls.items()):
+            raise _StopForward
+
+    @property
+    def calls(self) -> dict[str, int]:
+        """How often each tapped module was called inside the block."""
+        return {name: len(outputs) for name, outputs in self._outputs.items()}
+
+    def __getitem__(self, tap: str) -> list[Tensor]:
+        """The levels of a tap.
+
+        Raises:
+            UnknownTapError: the module never ran, or has no such output.
+            TypeError: the output is not a feature.
+        """
+        path = self._taps[tap]
+        outputs = self._outputs[path.module]
+        if not outputs:
+            raise UnknownTapError(
+                f"tap '{tap}': expected a module that runs in the forward, found that '{path.module}' never does"
+            )
+        value = outputs[0] if len(outputs) == 1 else outputs
+        for i in path.index:
+            # With one level, [0] is the tensor itself and not its first sample.
+            value = [value] if isinstance(value, Tensor) else value
+            if not isinstance(value, Sequence) or not -len(value) <= i < len(value):
+                size = len(value) if isinstance(value, Sequence) else type(value).__name__
+                raise UnknownTapError(f"tap '{tap}': expected an index into the output, found [{i}] of {size} outputs")
+            value = value[i]
+        return _levels(tap, value)
+
+
+def _levels(tap: str, value: Any) -> list[Tensor]:
+    """``value`` as a list of float tensors (N, C), (N, L, C) or (N, C, H, W)."""
+    levels = [value] if isinstance(value, Tensor) else value
+    if not isinstance(levels, list | tuple) or not levels or not all(isinstance(x, Tensor) for x in levels):
+        raise TypeError(
+            f"tap '{tap}': expected a feature (a tensor, or a tuple of tensors), found {_describe(value)}; "
+            f"pick one output as '{tap}[0]', or tap another layer"
+        )
+    for level in levels:
+        if not level.is_floating_point() or level.dim() not in (2, 3, 4):
+            raise TypeError(f"tap '{tap}': expected float tensors of 2 to 4 dimensions, found {_describe(level)}")
+    return list(levels)
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f'{value.dtype} of shape {tuple(value.shape)}'
+    if isinstance(value, list | tuple):
+        return f'{type(value).__name__}({", ".join(_describe(x) for x in value)})'
+    return type(value).__name__
+
+
+def run_for_taps(model: nn.Module, taps: Iterable[str], inputs: Tensor, data_samples: list | None) -> None:
+    """Run ``model`` far enough for ``taps``: the extractor alone where no head is tapped."""
+    rooms = {parse_tap(tap).module.split('.')[0] for tap in taps}
+    if rooms <= {'backbone', 'neck'} and hasattr(model, 'extract_feat'):
+        model.extract_feat(inputs)
+    else:
+        model(inputs, data_samples, mode='tensor')
+
+
+@torch.no_grad()
+def probe(model: nn.Module, taps: Iterable[str], size: int) -> Probe:
+    """Dry-run ``model`` in eval mode on a noise image ``size`` x ``size`` and look at its taps.
+
+    Neither the model's modes nor the global random state are changed.
+
+    Raises:
+        UnknownTapError, TypeError: as :class:`FeatureTap` does.
+    """
+    taps = list(taps)
+    modes = {module: module.training for module in model.modules()}
+    device = next((p.device for p in model.parameters()), torch.device('cpu'))
+    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    shape = (size, size)
+    sample = BaseDataElement(
+        metainfo=dict(
+            img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0)
+        )
+    )
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=[]), FeatureTap(model, taps) as feats:
+            run_for_taps(model, taps, image, [sample])
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return Probe({tap: [_spec(x, size) for x in feats[tap]] for tap in taps}, feats.calls)
+
+
+def _spec(feat: Tensor, size: int) -> FeatureSpec:
+    channels_last = feat.dim() == 3  # tokens (N, L, C)
+    sizes = tuple(feat.shape[1:-1] if channels_last else feat.shape[2:])
+    stride = round(size / sizes[0]) if feat.dim() == 4 else 0
+    return FeatureSpec(feat.shape[-1 if channels_last else 1], sizes, stride, bool((feat < 0).any()))
+
+
+def match_levels(student: Sequence[FeatureSpec], teacher: Sequence[FeatureSpec]) -> list[tuple[int, int]] | None:
+    """Pairs (student level, teacher level) of equal stride, or None where a student level has no partner.
+
+    Two single levels are always a pair: whether their sizes fit is the adapter's matter. Where a stride occurs twice
+    (dilated backbones) the order decides. Levels that only the teacher has are left out.
+    """
+    if len(student) == len(teacher) == 1:
+        return [(0, 0)]
+    free = list(range(len(teacher)))
+    pairs = []
+    for i, spec in enumerate(student):
+        partner = next((j for j in free if teacher[j].stride == spec.stride), None)
+        if partner is None:
+            return None
+        free.remove(partner)
+        pairs.append((i, partner))
+    return pairs

@@ -1,0 +1,56 @@
+import pytest
+import torch
+from torch import nn
+
+from mmsokd.adapters import ConvAdapter, SoKDAdapter
+
+
+@pytest.mark.parametrize('cls', [ConvAdapter, SoKDAdapter])
+@pytest.mark.parametrize('resize', ['bilinear', 'nearest', 'area'])
+def test_width_and_size(cls, resize):
+    out = cls(4, 7, resize=resize)(torch.randn(2, 4, 8, 6), (5, 9))
+    assert out.shape == (2, 7, 5, 9)
+
+
+@pytest.mark.parametrize('cls', [ConvAdapter, SoKDAdapter])
+@pytest.mark.parametrize(
+    ('ratio', 'size'), [(0.5, (4, 3)), (0.25, (2, 2)), (2.0, (16, 12)), (1.0, (8, 6)), (0.5, (4, 4))]
+)
+def test_resize_by_convolution(cls, ratio, size):
+    out = cls(4, 7, resize='conv', stride_ratio=ratio)(torch.randn(2, 4, 8, 6), size)
+    assert out.shape == (2, 7, *size)
+
+
+@pytest.mark.parametrize('cls', [ConvAdapter, SoKDAdapter])
+def test_another_size_without_a_policy_is_refused(cls):
+    with pytest.raises(ValueError, match=r'resize: .*found \(8, 6\) for the student and \(4, 3\)'):
+        cls(4, 7)(torch.randn(2, 4, 8, 6), (4, 3))
+    with pytest.raises(ValueError, match="resize: expected one of .*did you mean 'bilinear'"):
+        cls(4, 7, resize='bilinar')
+
+
+def test_conv_adapter_is_a_linear_map_of_channels():
+    adapter, feat = ConvAdapter(4, 7), torch.randn(2, 4, 3, 5)
+    weight, bias = adapter.conv.conv.weight[:, :, 0, 0], adapter.conv.conv.bias
+    torch.testing.assert_close(adapter(feat), torch.einsum('oc,nchw->nohw', weight, feat) + bias[:, None, None])
+
+
+def test_sokd_adapter_has_three_convs_and_reaches_signed_features():
+    signed, positive = SoKDAdapter(4, 7), SoKDAdapter(4, 7, signed=False)
+    for adapter, norms in ((signed, 2), (positive, 3)):
+        assert sum(isinstance(m, nn.Conv2d) for m in adapter.modules()) == 3
+        assert sum(isinstance(m, nn.BatchNorm2d) for m in adapter.modules()) == norms
+    feat = torch.randn(2, 4, 6, 6)
+    assert signed(feat).min() < 0
+    assert positive(feat).min() >= 0
+
+
+@pytest.mark.parametrize('norm', [dict(type='GN', num_groups=4), dict(type='SyncBN'), None])
+def test_norm_layers(norm):
+    adapter = SoKDAdapter(4, 8, norm_cfg=norm).eval()
+    assert adapter(torch.randn(1, 4, 1, 1)).shape == (1, 8, 1, 1)
+
+
+def test_width_of_the_inner_convs():
+    adapter = SoKDAdapter(4, 32, feat_channels=8)
+    assert [m.out_channels for m in adapter.modules() if isinstance(m, nn.Conv2d)] == [8, 8, 32]

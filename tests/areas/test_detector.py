@@ -1,0 +1,152 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mmsokd.areas import AreaHead, DistinctiveAreaDetector
+from mmsokd.areas.detector import activation_energy, area_loss
+from mmsokd.areas.head import mix
+from tests.reference import areas as reference
+
+
+def pyramid(seed=0, channels=8, sizes=((8, 6), (4, 3), (1, 1))):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, channels, *size, generator=generator) for size in sizes]
+
+
+def detector(**kwargs):
+    return DistinctiveAreaDetector(**{'channels': [8, 8, 8], 'num_areas': 4, **kwargs})
+
+
+def test_head_starts_as_centernet_does():
+    maps = AreaHead(8, 8)(pyramid()[0] * 0)
+    torch.testing.assert_close(maps.heat.mean().item(), 0.1, rtol=0.5, atol=0)
+    torch.testing.assert_close(maps.size.mean().item(), 3.0, rtol=0.01, atol=0)
+    torch.testing.assert_close(maps.offset.mean().item(), 0.5, rtol=0.01, atol=0)
+    pinned = AreaHead(8, 8, final_relu=True)(pyramid()[0])
+    assert pinned.heat.min() >= 0.5
+
+
+def test_result():
+    result = detector()(pyramid(1), pyramid(2))
+    assert [tuple(w.shape) for w in result.weights] == [(2, 1, 8, 6), (2, 1, 4, 3), (2, 1, 1, 1)]
+    assert [b.shape[1] for b in result.boxes] == [4, 4, 1]  # the last level has one cell
+    assert set(result.losses) == {'loss_agreement', 'loss_area', 'loss_anchor'}
+    assert all(not value.requires_grad and 'loss' not in name for name, value in result.stats.items())
+    assert all(0 < value <= 1 for name, value in result.stats.items() if name == 'mask_cover')
+
+
+def test_losses_by_hand():
+    model = detector(channels=[8], feat_channels=8, agreement_weight=2.0, area_weight=3.0, anchor_weight=0.5)
+    s, t = pyramid(1)[:1], pyramid(2)[:1]
+    result = model(s, t)
+    ours, theirs = model.heads[0](s[0]), model.heads[0](t[0])
+    difference = torch.cat([a - b for a, b in zip(ours, theirs, strict=True)], 1)
+    torch.testing.assert_close(result.losses['loss_agreement'], 2 * (difference**2).mean())
+    expected = 3 * reference.area_loss(s[0].numpy(), t[0].numpy(), result.weights[0].numpy(), 'area')
+    torch.testing.assert_close(result.losses['loss_area'].item(), expected, rtol=1e-5, atol=1e-6)
+    energy = t[0].abs().mean(1)
+    low, high = energy.flatten(1).min(1)[0], energy.flatten(1).max(1)[0]
+    energy = (energy - low[:, None, None]) / (high - low)[:, None, None]
+    torch.testing.assert_close(result.losses['loss_anchor'], 0.5 * F.mse_loss(theirs.heat[:, 0], energy))
+
+
+@pytest.mark.parametrize('normalization', ['all', 'area'])
+@pytest.mark.parametrize('overlap', ['sum', 'union'])
+def test_area_loss_against_a_plain_loop(normalization, overlap):
+    result = detector(normalization=normalization, overlap=overlap)(pyramid(1), pyramid(2))
+    expected = sum(
+        reference.area_loss(s.numpy(), t.numpy(), w.numpy(), normalization)
+        for s, t, w in zip(pyramid(1), pyramid(2), result.weights, strict=True)
+    )
+    torch.testing.assert_close(result.losses['loss_area'].item(), expected, rtol=1e-5, atol=1e-6)
+    assert overlap == 'sum' or max(w.max() for w in result.weights) == 1
+
+
+def test_area_loss_gradient():
+    s, t = (
+        torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True),
+        torch.randn(2, 3, 4, 4, dtype=torch.float64),
+    )
+    weight = (torch.rand(2, 1, 4, 4) > 0.5).double()
+    assert torch.autograd.gradcheck(lambda x: area_loss(x, t, weight, 'area'), (s,))
+
+
+def test_sources():
+    head = AreaHead(8, 8)
+    ours, theirs = head(pyramid(1)[0]), head(pyramid(2)[0])
+    mutual = mix(ours, theirs, 'mutual')
+    torch.testing.assert_close(mutual.heat**2, ours.heat * theirs.heat)
+    torch.testing.assert_close(mutual.size, (ours.size + theirs.size) / 2)
+    assert torch.equal(mix(ours, theirs, 'student').heat, ours.heat)
+    assert torch.equal(mix(ours, theirs, 'teacher').offset, theirs.offset)
+    assert not mutual.heat.requires_grad
+
+
+def test_who_learns():
+    model = detector()
+    s, t = [x.requires_grad_() for x in pyramid(1)], [x.requires_grad_() for x in pyramid(2)]
+    sum(model(s, [x.detach() for x in t]).losses.values()).backward()
+    assert all(x.grad.abs().sum() > 0 for x in s)
+    assert all(x.grad is None for x in t)
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_stop_teacher_grad():
+    def gradient(stop):
+        torch.manual_seed(0)
+        model = detector(stop_teacher_grad=stop, anchor_weight=0.0)
+        model(pyramid(1), pyramid(2)).losses['loss_agreement'].backward()
+        return model.heads[0].heat[0].weight.grad
+
+    assert not torch.allclose(gradient(True), gradient(False))
+
+
+def test_constant_heads_are_seen():
+    model = detector()
+    for head in model.heads:
+        for branch in (head.heat, head.size, head.offset):
+            torch.nn.init.zeros_(branch[-1].weight)
+    result = model(pyramid(1), pyramid(2))
+    assert result.losses['loss_agreement'] < 1e-12  # the collapsed optimum
+    assert result.stats['heat_std'] < 1e-6
+
+
+def test_levels_share_a_head_where_they_can():
+    assert len(detector().heads) == 1
+    model = detector(channels=[8, 16])
+    assert len(model.heads) == 2
+    model([*pyramid(1, 8)[:1], *pyramid(1, 16)[1:2]], [*pyramid(2, 8)[:1], *pyramid(2, 16)[1:2]])
+
+
+def test_head_is_narrow_on_a_pyramid():
+    widths = [
+        DistinctiveAreaDetector(channels).heads[0].heat[0].out_channels for channels in ([256] * 5, [256], [16] * 2)
+    ]
+    assert widths == [64, 256, 16]
+
+
+def test_energy_of_a_flat_map_is_zero():
+    assert not activation_energy(torch.ones(2, 3, 4, 4)).any()
+    assert activation_energy(torch.randn(2, 3, 4, 5)).amax((1, 2, 3)).tolist() == [1.0, 1.0]
+
+
+def test_autocast():
+    model = detector()
+    with torch.autocast('cpu', torch.bfloat16):
+        result = model(pyramid(1), pyramid(2))
+    assert all(v.dtype == torch.float32 and v.isfinite() for v in result.losses.values())
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(source='mutal'), "areas.source: .*did you mean 'mutual'"),
+        (dict(overlap='max'), 'areas.overlap'),
+        (dict(normalization='mean'), 'areas.normalization'),
+        (dict(num_areas=0), 'areas.num_areas: expected an integer >= 1, found 0'),
+        (dict(anchor_weight=-1.0), 'areas.anchor_weight: expected a number >= 0'),
+    ],
+)
+def test_options_are_checked(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        detector(**kwargs)

@@ -1,0 +1,100 @@
+"""Tiny detectors, batches and distillers for the tests."""
+
+import copy
+
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.config import ConfigDict
+from mmengine.registry import DefaultScope, init_default_scope
+from mmengine.structures import InstanceData
+
+import mmsokd  # noqa: F401 (registers)
+
+IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True, pad_size_divisor=32)
+
+
+def use_mmdet() -> None:
+    """As a Runner does with ``default_scope = 'mmdet'``."""
+    if DefaultScope.get_current_instance() is None or DefaultScope.get_current_instance().scope_name != 'mmdet':
+        init_default_scope('mmdet')
+
+
+def retinanet(channels: int = 16, base: int = 8, levels: int = 3, **kwargs) -> dict:
+    """A RetinaNet of a few thousand parameters."""
+    use_mmdet()
+    model = dict(
+        type='RetinaNet',
+        data_preprocessor=dict(type='DetDataPreprocessor', **IMAGENET),
+        backbone=dict(type='ResNet', depth=18, base_channels=base, norm_eval=False),
+        neck=dict(
+            type='FPN',
+            in_channels=[base, base * 2, base * 4, base * 8],
+            start_level=1,
+            out_channels=channels,
+            num_outs=levels,
+        ),
+        bbox_head=dict(
+            type='RetinaHead',
+            num_classes=3,
+            in_channels=channels,
+            feat_channels=channels,
+            stacked_convs=1,
+            anchor_generator=dict(
+                type='AnchorGenerator',
+                octave_base_scale=4,
+                scales_per_octave=1,
+                ratios=[1.0],
+                strides=[8, 16, 32, 64, 128][:levels],
+            ),
+        ),
+        train_cfg=dict(
+            assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0),
+            sampler=dict(type='PseudoSampler'),
+            allowed_border=-1,
+            pos_weight=-1,
+        ),
+        test_cfg=dict(nms_pre=100, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=10),
+    )
+    model.update(kwargs)
+    return model
+
+
+def raw_batch(n: int = 2, size: int = 64, seed: int = 0) -> dict:
+    """What an mmdet data loader gives: uint8 pictures and samples with two boxes each."""
+    generator = torch.Generator().manual_seed(seed)
+    images, samples = [], []
+    for i in range(n):
+        images.append(torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=generator))
+        gt = InstanceData(
+            bboxes=torch.tensor([[4.0, 4.0, 40.0, 36.0], [20.0, 24.0, 60.0, 62.0]]), labels=torch.tensor([i % 3, 1])
+        )
+        shape = (size, size)
+        meta = dict(img_id=i, img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0), pad_shape=shape)
+        samples.append(DetDataSample(metainfo=meta, gt_instances=gt))
+    return dict(inputs=images, data_samples=samples)
+
+
+def distiller(kind: str = 'SoKDDistiller', **kwargs):
+    """A distiller with a tiny student and a wider teacher; ``kwargs`` replace its keys."""
+    from mmsokd.registry import MODELS
+
+    cfg = dict(
+        type=f'mmsokd.{kind}',
+        student=retinanet(16),
+        teacher=retinanet(24),
+        terms=dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='neck')),
+        probe_size=128,
+    )
+    cfg.update(copy.deepcopy(kwargs))
+    return MODELS.build(ConfigDict(cfg))
+
+
+def losses_of(model, batch: dict | None = None) -> dict:
+    """One ``loss`` forward on a raw batch."""
+    data = model.data_preprocessor(copy.deepcopy(batch or raw_batch()), True)
+    return model(**data, mode='loss')
+
+
+def step(model, optim_wrapper, batch: dict | None = None) -> dict:
+    """One training step, as the Runner makes it."""
+    return model.train_step(copy.deepcopy(batch or raw_batch()), optim_wrapper)

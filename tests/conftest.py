@@ -1,0 +1,17 @@
+"""Seeds, and one thread: the models are too small for two."""
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile('quick', deadline=None, print_blob=True, max_examples=25, derandomize=True)
+settings.load_profile('quick')
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,140 @@
+"""Bad input gets one clear message when the model is built: the key, what was found, what was expected."""
+
+import pytest
+import torch
+from mmengine.optim import OptimWrapper
+
+from mmsokd.registry import MODELS
+from tests.builders import distiller, losses_of, raw_batch, retinanet, step
+
+FITNET = dict(type='mmsokd.FitNetLoss', tap='neck')
+
+
+def terms(**kwargs):
+    return dict(loss_hint={**FITNET, **kwargs})
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (
+            dict(terms=terms(tap='backbone.layer5')),
+            r"student: tap: .*RetinaNet, found 'backbone\.layer5'; nearest: \['backbone\.layer",
+        ),
+        (dict(terms=terms(tap='nek')), r"found 'nek'; nearest: \['neck'"),
+        (dict(terms=terms(tap='neck[3]')), r"student: tap 'neck\[3\]': .*found \[3\] of 3 outputs"),
+        (dict(terms=terms(tap='bbox_head')), "tap 'bbox_head': expected a feature"),
+        (dict(terms=dict(hint=FITNET)), r"terms\.hint: expected a name that contains 'loss'.*found 'hint'"),
+        (dict(terms={}), 'terms: expected a dict of at least one term'),
+        (dict(terms=None), 'terms: expected'),
+        (dict(terms=dict(loss_hint=dict(tap='neck'))), r"terms\.loss_hint: expected a dict with 'type'"),
+        (dict(terms=terms(student_tap='neck')), r'terms\.loss_hint: .*found both'),
+        (
+            dict(terms=dict(loss_hint=dict(type='mmsokd.FitNetLoss', teacher_tap='neck'))),
+            "'student_tap' and 'teacher_tap'",
+        ),
+        (
+            dict(terms=terms(type='mmsokd.FitNetLos')),
+            r"terms\.loss_hint\.type: .*found 'mmsokd\.FitNetLos'.*FitNetLoss",
+        ),
+        (dict(terms=terms(loss_wieght=2)), r"terms\.loss_hint\.loss_wieght: .*nearest: \['loss_weight'\]"),
+        (dict(terms=terms(loss_weight='high')), r"terms\.loss_hint\.loss_weight: .*found 'high'"),
+        (dict(terms=terms(loss_weight=[(0.5, 1.0), (0.1, 0.0)])), 'progress rising'),
+        (dict(terms=terms(adapter='conv')), r"terms\.loss_hint\.adapter: .*found 'conv'"),
+        (dict(terms=terms(adapter=None)), r'equal channels without an adapter, found 16 and 24'),
+        (dict(terms=terms(refine='no')), r"terms\.loss_hint\.refine: .*found 'no'"),
+        (dict(teacher=retinanet(16, levels=2)), r'found strides \[8, 16, 32\] .* and \[8, 16\]'),
+        (
+            dict(terms=dict(loss_a=dict(type='mmsokd.FitNetLoss', student_tap='neck[0]', teacher_tap='neck[1]'))),
+            r"resize='bilinear'",
+        ),
+        (dict(teacher=dict(cfg='nowhere.py')), r"teacher\.cfg: .*found no file 'nowhere\.py'"),
+        (
+            dict(teacher=dict(cfg='mmdet::retinanet/retinanet_r181_fpn_1x_coco.py')),
+            r'nearest: \[.mmdet::retinanet/retinanet_r',
+        ),
+        (dict(teacher=dict(cfg='nolib::a.py')), r"expected an installed package before '::', found 'nolib'"),
+        (
+            dict(teacher=dict(cfg=retinanet(), checkpoint='gone.pth')),
+            r"teacher\.checkpoint: .*found no file 'gone\.pth'",
+        ),
+        (dict(teacher=3), 'teacher: expected a model dict'),
+        (dict(student=dict(backbone=dict())), "student: expected a model dict with 'type'"),
+        (dict(teachers=dict(a=retinanet())), "expected 'teacher' or 'teachers', found both"),
+        (
+            dict(teacher=None, teachers=dict(a=retinanet(24), b=retinanet(24)), terms=terms(teacher='a')),
+            'teachers.b: expected a term',
+        ),
+        (
+            dict(areas=dict(type='mmsokd.DistinctiveAreaDetector', source='both')),
+            "source: expected one of .*found 'both'",
+        ),
+        (
+            dict(refine=dict(type='mmsokd.FeatureAugmentationNeck', estimator='relex')),
+            "estimator: expected one of .*'relax'",
+        ),
+    ],
+)
+def test_message(kwargs, message):
+    with pytest.raises((ValueError, KeyError, TypeError, FileNotFoundError), match=f'(?s){message}'):
+        distiller(**kwargs)
+
+
+def test_sizes_differ_but_a_resize_policy_is_given():
+    term = dict(
+        type='mmsokd.FitNetLoss',
+        student_tap='neck[0]',
+        teacher_tap='neck[1]',
+        adapter=dict(type='mmsokd.ConvAdapter', resize='bilinear'),
+    )
+    assert losses_of(distiller(terms=dict(loss_a=term)))['distill.loss_a'] > 0
+
+
+def save(path, state):
+    torch.save(dict(state_dict=state), path)
+    return str(path)
+
+
+def test_checkpoint_of_another_architecture_says_how_many_keys_fit(tmp_path):
+    other = save(tmp_path / 'other.pth', MODELS.build(retinanet(32)).state_dict())
+    with pytest.raises(
+        ValueError, match=r"teacher\.checkpoint: .*found that \d+ of \d+ keys of .*other\.pth' fit; .*has the shape"
+    ):
+        distiller(teacher=dict(cfg=retinanet(24), checkpoint=other))
+
+
+def test_truncated_checkpoint(tmp_path):
+    whole = save(tmp_path / 'whole.pth', MODELS.build(retinanet(24)).state_dict())
+    data = open(whole, 'rb').read()
+    for cut in (0, 10, len(data) // 2, len(data) - 50):
+        path = tmp_path / f'cut{cut}.pth'
+        path.write_bytes(data[:cut])
+        with pytest.raises(ValueError, match=r'teacher\.checkpoint: .*cannot be read'):
+            distiller(teacher=dict(cfg=retinanet(24), checkpoint=str(path)))
+
+
+def test_distiller_checkpoint_as_a_teacher_is_told(tmp_path):
+    path = save(tmp_path / 'd.pth', distiller(student=retinanet(24)).state_dict())
+    with pytest.raises(ValueError, match='export_student'):
+        distiller(teacher=dict(cfg=retinanet(24), checkpoint=path))
+
+
+def test_checkpoint_is_loaded(tmp_path):
+    source = MODELS.build(retinanet(24))
+    path = save(tmp_path / 'teacher.pth', {f'module.{k}': v for k, v in source.state_dict().items()})
+    model = distiller(teacher=dict(cfg=retinanet(24), checkpoint=path))
+    for name, value in source.state_dict().items():
+        assert torch.equal(model.teacher.state_dict()[name], value)
+
+
+@pytest.mark.parametrize('poison', [float('nan'), float('inf')])
+def test_a_loss_that_is_no_number_is_named_and_nothing_is_stepped(poison):
+    model = distiller().train()
+    wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+    step(model, wrapper)
+    before = {k: v.clone() for k, v in model.student.named_parameters()}
+    with torch.no_grad():
+        model.teacher.neck.fpn_convs[0].conv.bias.fill_(poison)
+    with pytest.raises(FloatingPointError, match=r'distill\.loss_hint.*expected a finite loss'):
+        step(model, wrapper, raw_batch(seed=1))
+    assert all(torch.equal(v, before[k]) for k, v in model.student.named_parameters())

@@ -1,0 +1,391 @@
+"""The contract of the distiller: who learns, who is saved, what is run."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import MessageHub
+from mmengine.model import ExponentialMovingAverage
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from torch import nn
+
+from mmsokd.distillers.teacher import Normalization, Teacher
+from mmsokd.registry import MODELS
+from tests.builders import IMAGENET, distiller, losses_of, raw_batch, retinanet, step
+
+FITNET = dict(type='mmsokd.FitNetLoss', tap='neck')
+
+
+def snapshot(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def optim_wrapper(model, cls=OptimWrapper, **kwargs):
+    return cls(optimizer=torch.optim.SGD(model.parameters(), lr=0.01), **kwargs)
+
+
+def test_log_names():
+    losses = losses_of(distiller())
+    assert {'loss_cls', 'loss_bbox', 'distill.loss_hint', 'sokd.loss_agreement', 'sokd.loss_area'} <= set(losses)
+    assert {'sokd.aug', 'sokd.policy_entropy', 'sokd.norm_ratio', 'sokd.mask_cover', 'sokd.heat_std'} <= set(losses)
+    plain = losses_of(distiller('Distiller'))
+    assert not [name for name in plain if name.startswith('sokd')]
+
+
+def test_total_is_the_sum_of_the_losses():
+    model = distiller()
+    losses = losses_of(model)
+    total, log = model.parse_losses(losses)
+    by_hand = sum(
+        sum(x.mean() for x in v) if isinstance(v, list) else v.mean() for k, v in losses.items() if 'loss' in k
+    )
+    torch.testing.assert_close(total, by_hand)
+    assert not log['sokd.aug'].requires_grad
+
+
+def test_only_student_and_adapters_learn():
+    model = distiller().train()
+    model.parse_losses(losses_of(model))[0].backward()
+    learns = {name.split('.')[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert learns == {'student', 'terms', 'areas'}
+    forgotten = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not forgotten  # DDP without find_unused_parameters
+    assert all(p.grad is None and not p.requires_grad for p in model.teacher.parameters())
+
+
+def test_hint_draws_the_student_towards_the_teacher():
+    model = distiller('Distiller').train()
+    losses = losses_of(model)
+    grads = torch.autograd.grad(losses['distill.loss_hint'], model.student.neck.fpn_convs[0].conv.weight)
+    assert grads[0].abs().sum() > 0
+
+
+def test_hint_is_the_mean_squared_error_of_the_levels():
+    model = distiller(
+        'Distiller', terms=dict(loss_hint=dict(FITNET, loss_weight=3.0, adapter=None)), teacher=retinanet(16)
+    )
+    model.eval()
+    data = model.data_preprocessor(raw_batch(), False)
+    student, teacher = model.student.extract_feat(data['inputs']), model.teacher.extract_feat(data['inputs'])
+    by_hand = 3.0 * sum(((s - t) ** 2).mean() for s, t in zip(student, teacher, strict=True))
+    torch.testing.assert_close(losses_of(model)['distill.loss_hint'], by_hand)
+
+
+def test_teacher_is_frozen_in_eval_and_saved_nowhere():
+    teacher = retinanet(24)
+    teacher['backbone']['plugins'] = None
+    model = distiller(teacher=teacher)
+    model.teacher.backbone.add_module('drop', nn.Dropout(0.5))
+    before = snapshot(model.teacher)
+    assert model.train() is model
+    assert model.eval() is model
+    model.train()
+    assert not any(module.training for module in model.teacher.modules())
+    wrapper = optim_wrapper(model)
+    for i in range(3):
+        step(model, wrapper, raw_batch(seed=i))
+    after = snapshot(model.teacher)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    shapes = {tuple(p.shape) for p in model.teacher.parameters()}
+    assert tuple(model.teacher.neck.fpn_convs[0].conv.weight.shape) in shapes
+    held = {id(p) for group in wrapper.param_groups for p in group['params']} | {id(p) for p in model.parameters()}
+    assert held.isdisjoint(id(p) for p in model.teacher.parameters())
+    assert held.isdisjoint(id(b) for b in model.teacher.buffers())
+    roots = {name.split('.')[0] for name in model.state_dict()}
+    assert roots <= {'student', 'terms', 'areas', 'refine'}
+
+
+def test_ema_copy_shares_the_teacher():
+    model = distiller()
+    ema = ExponentialMovingAverage(model)
+    assert ema.module.teacher is model.teacher
+    assert ema.module.student is not model.student
+    step(model, optim_wrapper(model))
+    ema.update_parameters(model)
+
+
+def test_deepcopy_after_a_step_trains_on():
+    model = distiller().train()
+    step(model, optim_wrapper(model))
+    twin = copy.deepcopy(model)
+    torch.manual_seed(1)
+    a = losses_of(model)['distill.loss_hint']
+    torch.manual_seed(1)
+    b = losses_of(twin)['distill.loss_hint']
+    torch.testing.assert_close(a, b)
+    step(twin, optim_wrapper(twin))
+
+
+def autograd_tensors(value, seen, path='model'):
+    """Paths of every tensor with a graph that is reachable from ``value``."""
+    if id(value) in seen:
+        return []
+    seen.add(id(value))
+    if isinstance(value, torch.Tensor):
+        return [path] if value.grad_fn is not None else []
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, (list, tuple, set)):
+        items = enumerate(value)
+    elif hasattr(value, '__dict__') and (type(value).__module__.startswith(('mm', 'torch.nn'))):
+        items = vars(value).items()
+    else:
+        return []
+    return [found for k, v in list(items) for found in autograd_tensors(v, seen, f'{path}.{k}')]
+
+
+def test_nothing_keeps_autograd_tensors():
+    model = distiller().train()
+    for neck in model.refine.necks.values():
+        neck.searching = True
+    model.parse_losses(losses_of(model))[0].backward()
+    assert autograd_tensors(model, set()) == []
+    assert autograd_tensors(model._teachers, set()) == []
+    assert not any(m._forward_hooks for m in [*model.modules(), *model.teacher.modules()])
+
+
+def test_teacher_stops_after_its_deepest_tap():
+    model = distiller('Distiller', terms=dict(loss_hint=dict(FITNET, tap='backbone.layer3')))
+    runs = []
+    for name in ('backbone.layer3', 'backbone.layer4', 'neck', 'bbox_head'):
+        model.teacher.get_submodule(name).register_forward_hook(lambda *_, n=name: runs.append(n))
+    losses_of(model)
+    assert runs == ['backbone.layer3']
+
+
+def test_a_tapped_head_runs_just_so_far():
+    model = distiller('Distiller', terms=dict(loss_hint=dict(FITNET, tap='bbox_head.retina_cls')))
+    runs = []
+    model.teacher.bbox_head.retina_reg.register_forward_hook(lambda *_: runs.append('reg'))
+    losses_of(model)
+    # forward_single computes the regression after the classification, level by level: the last is not needed
+    assert len(runs) == 2
+
+
+def test_predict_and_tensor_are_the_students():
+    model = distiller().eval()
+    data = model.data_preprocessor(raw_batch(), False)
+    with torch.no_grad():
+        ours, plain = model(**data, mode='tensor'), model.student(**data, mode='tensor')
+    torch.testing.assert_close(ours, plain)
+    ours, plain = model.test_step(raw_batch()), model.student.test_step(raw_batch())
+    torch.testing.assert_close(ours[0].pred_instances.bboxes, plain[0].pred_instances.bboxes)
+
+
+@pytest.mark.parametrize('search', [False, True])
+def test_bf16_autocast(search):
+    model = distiller().train()
+    for neck in model.refine.necks.values():
+        neck.searching = search
+    with torch.autocast('cpu', torch.bfloat16):
+        losses = losses_of(model)
+    for name in ('distill.loss_hint', 'sokd.loss_agreement', 'sokd.loss_area'):
+        assert losses[name].dtype == torch.float32
+        assert losses[name].isfinite()
+    model.parse_losses(losses)[0].backward()
+
+
+def test_gradient_accumulation_and_clipping():
+    model = distiller().train()
+    wrapper = optim_wrapper(model, accumulative_counts=2, clip_grad=dict(max_norm=1.0))
+    wrapper.initialize_count_status(model, 0, 4)
+    before = snapshot(model.student)
+    step(model, wrapper)
+    assert torch.equal(before['bbox_head.retina_cls.weight'], model.student.bbox_head.retina_cls.weight)
+    step(model, wrapper)
+    assert not torch.equal(before['bbox_head.retina_cls.weight'], model.student.bbox_head.retina_cls.weight)
+
+
+def test_state_dict_round_trip_is_exact():
+    model, other = distiller(), distiller(student=retinanet(16))
+    step(model, optim_wrapper(model))
+    other.load_state_dict(model.state_dict(), strict=True)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_plain_students_checkpoint_fills_the_student():
+    from mmengine.runner.checkpoint import _load_checkpoint_to_model
+
+    plain, model = MODELS.build(retinanet(16)), distiller()
+    _load_checkpoint_to_model(model, dict(state_dict=plain.state_dict()))
+    for name, value in plain.state_dict().items():
+        assert torch.equal(model.student.state_dict()[name], value)
+
+
+# ---- terms ----------------------------------------------------------------------------------------------------------
+
+
+def test_keep_host_off_leaves_the_area_loss_in_its_place():
+    losses = losses_of(distiller(keep_host=False))
+    assert 'distill.loss_hint' not in losses
+    assert losses['sokd.loss_area'] > 0
+    with pytest.raises(ValueError, match='keep_host'):
+        distiller('Distiller', keep_host=False)
+
+
+def test_a_term_opts_out_of_the_plugins():
+    terms = dict(loss_a=FITNET, loss_b=dict(FITNET, refine=False, areas=False))
+    model = distiller(terms=terms)
+    assert set(model.areas.detectors) == {'loss_a'}
+    assert model.refine.names == ['loss_a']
+
+
+def test_policy_a_term():
+    terms = dict(loss_a=FITNET, loss_b=dict(FITNET, tap='backbone.layer3'))
+    model = distiller(terms=terms, refine=dict(type='mmsokd.FeatureAugmentationNeck', per_term=True))
+    assert set(model.refine.necks) == {'loss_a', 'loss_b'}
+    losses_of(model)
+
+
+def test_several_teachers_and_the_student_itself():
+    terms = dict(
+        loss_a=dict(FITNET, teacher='big'),
+        loss_b=dict(FITNET, teacher='small', adapter=dict(type='mmsokd.ConvAdapter')),
+        loss_self=dict(FITNET, student_tap='backbone.layer2', teacher_tap='backbone.layer2', teacher='student'),
+    )
+    model = distiller('Distiller', teacher=None, teachers=dict(big=retinanet(24), small=retinanet(16)), terms=terms)
+    losses = losses_of(model)
+    assert losses['distill.loss_self'] == 0
+    assert losses['distill.loss_a'] > 0
+    assert losses['distill.loss_b'] > 0
+    with pytest.raises(ValueError, match=r"terms\.loss_a\.teacher: .*found 'bigg'; did you mean 'big'"):
+        distiller(teacher=None, teachers=dict(big=retinanet()), terms=dict(loss_a=dict(FITNET, teacher='bigg')))
+
+
+def test_scheduled_weight_and_the_teacher_nobody_needs():
+    hub = MessageHub.get_current_instance()
+    schedule = [(0.0, 1.0), (0.5, 0.0)]
+    model = distiller(terms=dict(loss_hint=dict(FITNET, loss_weight=schedule))).train()
+    runs = []
+    model.teacher.register_forward_hook(lambda *_: runs.append(1))
+    model.teacher.backbone.register_forward_hook(lambda *_: runs.append(1))
+    try:
+        hub.update_info('max_iters', 100)
+        hub.update_info('iter', 25)
+        assert model._weights() == {'loss_hint': 0.5}
+        losses_of(model)
+        assert runs
+        runs.clear()
+        hub.update_info('iter', 50)
+        losses = losses_of(model)
+        assert runs == []
+        assert losses['distill.loss_hint'] == 0
+        model.parse_losses(losses)[0].backward()
+        assert not [name for name, p in model.named_parameters() if p.grad is None]
+    finally:
+        hub.update_info('max_iters', 0)
+        hub.update_info('iter', 0)
+
+
+@pytest.mark.parametrize('loss', ['FitNetLoss', 'ATLoss', 'PKDLoss'])
+@pytest.mark.parametrize('keep_host', [True, False])
+def test_hosts(loss, keep_host):
+    model = distiller(terms=dict(loss_host=dict(type=f'mmsokd.{loss}', tap='neck')), keep_host=keep_host).train()
+    losses = losses_of(model)
+    assert ('distill.loss_host' in losses) is keep_host
+    model.parse_losses(losses)[0].backward()
+
+
+def test_at_replaces_the_layer_and_what_follows():
+    terms = dict(loss_hint=dict(FITNET, tap='neck'))
+    refine = dict(type='mmsokd.FeatureAugmentationNeck', at='backbone.layer3')
+    model = distiller(terms=terms, refine=refine, areas=None).train()
+    neck = model.refine.necks['shared']
+    neck.searching = True
+    losses = losses_of(model)
+    assert 'sokd.loss_fit' in losses
+    grads = torch.autograd.grad(losses['sokd.loss_fit'], list(model.student.parameters()), allow_unused=True)
+    assert all(g is None for g in grads)  # the regressor learns, the student does not
+    assert neck.pop_gradient() is not None
+    model.parse_losses(losses)[0].backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None]
+
+    # with every op on at full strength, the neck behind layer3 sees another feature
+    plain = model._teachers['teacher'].features(torch.randn(2, 3, 64, 64), None)
+    draw = model.refine.begin(2)
+    changed = model._teachers['teacher'].features(
+        torch.zeros(2, 3, 64, 64), None, {'backbone.layer3': lambda out: out * 0}
+    )
+    assert draw is not None
+    assert not torch.equal(plain['neck'][1], changed['neck'][1])
+
+
+# ---- where models come from -----------------------------------------------------------------------------------------
+
+
+def test_teacher_as_config_path_and_scope(tmp_path):
+    Config(dict(default_scope='mmdet', model=retinanet(24))).dump(tmp_path / 'teacher.py')
+    for source in (
+        str(tmp_path / 'teacher.py'),
+        dict(cfg=str(tmp_path / 'teacher.py')),
+        Config(dict(model=retinanet(24))),
+    ):
+        assert distiller('Distiller', teacher=source).teacher.neck.out_channels == 24
+    model = distiller(
+        'Distiller', student='mmdet::retinanet/retinanet_r18_fpn_1x_coco.py', teacher=retinanet(16, levels=5)
+    )
+    assert type(model.student).__name__ == 'RetinaNet'
+
+
+def test_class_objects_as_type():
+    from mmdet.models import FPN, DetDataPreprocessor, ResNet, RetinaHead, RetinaNet
+
+    from mmsokd.distillers import SoKDDistiller
+    from mmsokd.losses import FitNetLoss
+
+    student = retinanet(16)
+    student['type'] = RetinaNet
+    student['data_preprocessor']['type'] = DetDataPreprocessor
+    for key, cls in (('backbone', ResNet), ('neck', FPN), ('bbox_head', RetinaHead)):
+        student[key]['type'] = cls
+    cfg = dict(
+        type=SoKDDistiller,
+        student=ConfigDict(student),
+        teacher=copy.deepcopy(student),
+        terms=dict(loss_hint=dict(type=FitNetLoss, tap='neck')),
+        probe_size=128,
+    )
+    losses_of(MODELS.build(ConfigDict(cfg)))
+
+
+def test_top_level_data_preprocessor_reaches_the_student():
+    student = retinanet(16)
+    top = student.pop('data_preprocessor')
+    model = distiller('Distiller', student=student, data_preprocessor=dict(top, mean=[1.0, 2.0, 3.0]))
+    torch.testing.assert_close(model.student.data_preprocessor.mean.flatten(), torch.tensor([1.0, 2.0, 3.0]))
+    assert model.data_preprocessor is model.student.data_preprocessor
+
+
+def test_batch_is_renormalised_for_the_teacher():
+    caffe = dict(type='DetDataPreprocessor', mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], pad_size_divisor=32)
+    teacher = Teacher('teacher', retinanet(24, data_preprocessor=caffe))
+    student = MODELS.build(retinanet(16))
+    teacher.match_normalization(student.data_preprocessor)
+    batch = raw_batch(size=64)
+    batch['inputs'][1] = batch['inputs'][1][:, :40, :56]  # a smaller picture: the rest is padding
+    batch['data_samples'][1].set_metainfo(dict(img_shape=(40, 56)))
+    ours = student.data_preprocessor(copy.deepcopy(batch), False)
+    theirs = teacher.module.data_preprocessor(copy.deepcopy(batch), False)
+    torch.testing.assert_close(
+        teacher.prepare(ours['inputs'], ours['data_samples']), theirs['inputs'], rtol=1e-4, atol=1e-3
+    )
+
+
+def test_equal_normalisation_costs_nothing():
+    teacher, student = Teacher('teacher', retinanet(24)), MODELS.build(retinanet(16))
+    teacher.match_normalization(student.data_preprocessor)
+    inputs = torch.randn(1, 3, 32, 32)
+    assert teacher.prepare(inputs, None) is inputs
+    assert Normalization.of(student.data_preprocessor).flip is IMAGENET['bgr_to_rgb']
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU: fp16 autocast has no CPU kernels')
+def test_fp16_on_a_gpu():
+    model = distiller().cuda().train()
+    wrapper = optim_wrapper(model, AmpOptimWrapper)
+    log = step(model, wrapper)
+    assert log['loss'].isfinite()
+    assert next(model.teacher.parameters()).is_cuda

@@ -1,0 +1,159 @@
+import pytest
+import torch
+from torch import nn
+
+from mmsokd.taps import FeatureSpec, FeatureTap, UnknownTapError, match_levels, parse_tap, probe
+
+
+class Backbone(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer1 = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.layer2 = nn.Conv2d(4, 6, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        x = self.layer1(x)
+        return x, self.layer2(x).relu()
+
+
+class Head(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.narrow = nn.Conv2d(4, 6, 1)
+        self.cls = nn.Conv2d(6, 5, 1)
+        self.runs = 0
+
+    def forward(self, feats):
+        self.runs += 1
+        scores = [self.cls(self.narrow(feats[0])), self.cls(feats[1])]
+        return scores, dict(ids=torch.arange(3))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = Backbone()
+        self.neck = nn.Identity()
+        self.head = Head()
+        self.unused = nn.Conv2d(1, 1, 1)
+
+    def extract_feat(self, x):
+        return self.neck(self.backbone(x))
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return self.head(self.extract_feat(inputs))
+
+
+@pytest.mark.parametrize(
+    ('text', 'parsed'),
+    [('neck', ('neck', ())), ('neck[2]', ('neck', (2,))), ('a.0.b[0][-1]', ('a.0.b', (0, -1)))],
+)
+def test_parse(text, parsed):
+    assert parse_tap(text) == parsed
+
+
+@pytest.mark.parametrize('text', ['', 'neck[', 'neck[a]', 'neck.', '.neck', 'neck 2', 3, None])
+def test_parse_refuses(text):
+    with pytest.raises(ValueError, match='path'):
+        parse_tap(text)
+
+
+def test_reads_what_the_module_returned():
+    net, x = Net(), torch.randn(2, 3, 16, 16)
+    with FeatureTap(net, ['backbone', 'backbone[1]', 'backbone[-1]', 'head.cls', 'head.cls[0]', 'head[0]']) as feats:
+        scores, _ = net(x)
+    fine, coarse = net.backbone(x)
+    torch.testing.assert_close(feats['backbone'], [fine, coarse])
+    torch.testing.assert_close(feats['backbone[1]'], [coarse])
+    torch.testing.assert_close(feats['backbone[-1]'], [coarse])
+    torch.testing.assert_close(feats['head.cls'], scores)  # called once a level
+    torch.testing.assert_close(feats['head.cls[0]'], scores[:1])
+    torch.testing.assert_close(feats['head[0]'], scores)
+
+
+def test_index_of_a_single_level_is_not_a_sample():
+    net, x = Net(), torch.randn(2, 3, 16, 16)
+    with FeatureTap(net, ['backbone.layer1[0]']) as feats:
+        net(x)
+    assert feats['backbone.layer1[0]'][0].shape == (2, 4, 8, 8)
+
+
+def test_no_handle_outlives_the_block():
+    net = Net()
+    with pytest.raises(RuntimeError, match='boom'), FeatureTap(net, ['backbone']):
+        raise RuntimeError('boom')
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_stops_after_the_deepest_tap():
+    net, x = Net(), torch.randn(1, 3, 16, 16)
+    with FeatureTap(net, ['backbone.layer1'], calls={'backbone.layer1': 1}) as feats:
+        net(x)
+    assert net.head.runs == 0
+    assert len(feats['backbone.layer1']) == 1
+    with FeatureTap(net, ['head.cls'], calls={'head.cls': 2}) as feats:
+        net(x)
+    assert len(feats['head.cls']) == 2
+
+
+def test_replaced_output_goes_on_through_the_network():
+    net, x = Net(), torch.randn(1, 3, 16, 16)
+    with FeatureTap(net, ['backbone.layer1', 'backbone'], replace={'backbone.layer1': torch.zeros_like}) as feats:
+        net(x)
+    assert not feats['backbone.layer1'][0].any()
+    torch.testing.assert_close(feats['backbone'][1], net.backbone.layer2(torch.zeros(1, 4, 8, 8)).relu())
+
+
+def test_unknown_tap_names_the_nearest():
+    with pytest.raises(UnknownTapError, match=r"found 'backbone\.layer3'; nearest: \['backbone\.layer") as caught:
+        probe(Net(), ['backbone.layer3'], 32)
+    assert isinstance(caught.value, KeyError)
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ('tap', 'message'),
+    [
+        ('head', 'expected a feature'),
+        ('head[1]', 'expected a feature'),
+        ('backbone[2]', r'found \[2\] of 2 outputs'),
+        ('unused', 'never does'),
+    ],
+)
+def test_what_is_no_feature(tap, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        probe(Net(), [tap], 32)
+
+
+def test_probe_sees_shapes_and_leaves_no_trace():
+    net = Net().train()
+    net.neck.eval()
+    state = torch.get_rng_state()
+    seen = probe(net, ['backbone', 'head.cls'], 32)
+    assert [(s.channels, s.size, s.stride) for s in seen.specs['backbone']] == [(4, (16, 16), 2), (6, (8, 8), 4)]
+    assert [s.signed for s in seen.specs['backbone']] == [True, False]  # the second comes out of a ReLU
+    assert seen.calls == {'backbone': 1, 'head.cls': 2}
+    assert torch.equal(state, torch.get_rng_state())
+    assert net.training
+    assert not net.neck.training
+    assert not net.head.cls.weight.requires_grad or net.head.cls.weight.grad is None
+
+
+def spec(stride):
+    return FeatureSpec(8, (256 // stride,) * 2, stride, True)
+
+
+@pytest.mark.parametrize(
+    ('student', 'teacher', 'pairs'),
+    [
+        ([8, 16, 32], [8, 16, 32], [(0, 0), (1, 1), (2, 2)]),
+        ([8, 16], [4, 8, 16, 32], [(0, 1), (1, 2)]),  # what only the teacher has is left out
+        ([16, 8], [8, 16], [(0, 1), (1, 0)]),
+        ([8, 8], [8, 8, 8], [(0, 0), (1, 1)]),  # dilated stages: the order decides
+        ([4, 8], [8, 16], None),
+        ([8, 16, 32], [8, 16], None),
+        ([8], [16], [(0, 0)]),  # the sizes are the adapter's matter
+    ],
+)
+def test_levels_match_by_stride(student, teacher, pairs):
+    assert match_levels([spec(s) for s in student], [spec(t) for t in teacher]) == pairs

@@ -1,0 +1,36 @@
+"""Turn a distiller's checkpoint into one that the plain student config loads strictly.
+
+python tools/export_student.py work_dirs/sokd/epoch_12.pth student.pth [--config my_student.py]
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from mmsokd.distillers.build import build_model
+from mmsokd.export import export_student, load_student, save_atomically
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('checkpoint', help='checkpoint of a distiller')
+    parser.add_argument('out', help='file to write')
+    parser.add_argument('--config', help='plain student config, into which the result is then loaded as a check')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    if not Path(args.checkpoint).is_file():
+        raise SystemExit(f'checkpoint: expected a file, found none at {args.checkpoint!r}')
+    exported = export_student(torch.load(args.checkpoint, map_location='cpu', weights_only=False))
+    save_atomically(exported, args.out)
+    if args.config:
+        load_student(build_model('config', args.config), args.out)
+    before, after = (Path(p).stat().st_size / 2**20 for p in (args.checkpoint, args.out))
+    print(f'{args.out}: {len(exported["state_dict"])} tensors, {after:.1f} MiB (checkpoint: {before:.1f} MiB)')
+
+
+if __name__ == '__main__':
+    main()
