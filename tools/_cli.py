@@ -1,0 +1,54 @@
+"""What train.py and test.py share: mmdet's flags, and from them a config that mmdet, mmseg and mmpretrain understand."""
+
+import argparse
+import os
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', help='config file path')
+    parser.add_argument('--work-dir', help='folder for logs and models; by default ./work_dirs/<name of the config>')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings to override, as key=value pairs: a.b=1 key="[a,b]" key=a,b key="[(a,b),(c,d)]" without blanks',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    # torch.distributed.launch of PyTorch 2 passes --local-rank, the earlier one --local_rank.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    return parser
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """The config with the shared flags applied."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if cfg.get('default_scope') == 'mmpretrain':
+        _set_collate(cfg)
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    return cfg
+
+
+def build_runner(cfg: Config) -> Runner:
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def _set_collate(cfg: Config) -> None:
+    """mmpretrain's configs leave to its tools/train.py what its models cannot do without."""
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if cfg.get(name):
+            cfg[name].setdefault('collate_fn', dict(type='default_collate'))
+            cfg[name].setdefault('pin_memory', True)
+            cfg[name].setdefault('persistent_workers', cfg[name].get('num_workers', 0) > 0)
