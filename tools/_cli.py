@@ -1,4 +1,4 @@
-"""What train.py and test.py share: mmdet's flags, and from them a config that mmdet, mmseg and mmpretrain understand."""
+"""What train.py and test.py share: mmdet's flags, and the config they make, for mmdet, mmseg and mmpretrain alike."""
 
 import argparse
 import os
@@ -46,7 +46,7 @@ def build_runner(cfg: Config) -> Runner:
 
 
 def _set_collate(cfg: Config) -> None:
-    """mmpretrain's configs leave to its tools/train.py what its models cannot do without."""
+    """Set what mmpretrain's configs leave to its own tools/train.py, and its models cannot do without."""
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         if cfg.get(name):
             cfg[name].setdefault('collate_fn', dict(type='default_collate'))

@@ -1,7 +1,7 @@
 """Test a student: by a distiller's config or by its own, with a distiller's checkpoint or with an exported one.
 
-Testing takes the student's weights alone, so each of the four combinations does. They are loaded strictly: a checkpoint of
-another model is an error here, and no AP of 0.
+Testing takes the student's weights alone, so each of the four combinations does. They are loaded strictly: a checkpoint
+of another model is an error here, and no AP of 0.
 """
 
 import argparse

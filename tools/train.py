@@ -12,7 +12,7 @@ def parse_args() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument(
-        '--auto-scale-lr', action='store_true', help="scale the learning rate by the batch size, as 'auto_scale_lr' says"
+        '--auto-scale-lr', action='store_true', help="scale the learning rate by the batch size ('auto_scale_lr')"
     )
     parser.add_argument(
         '--resume',
@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
 def use_amp(cfg: Config) -> None:
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise SystemExit(f"--amp: expected optim_wrapper.type 'OptimWrapper', found {kind!r}; set its AMP in the config")
+        raise SystemExit(f"--amp: expected optim_wrapper.type 'OptimWrapper', found {kind!r}; the config decides then")
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
