@@ -51,14 +51,16 @@ def find_version(module: str) -> str | None:
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:  # a folder of that name is no library
         return None
+    source = Path(spec.origin).with_name('version.py')  # of what would be imported, whatever distribution it came in
+    found = re.search(r"__version__\s*=\s*['\"]([^'\"]+)", source.read_text()) if source.is_file() else None
+    if found:
+        return found[1]
     for distribution in DISTRIBUTIONS[module]:
         try:
             return version(distribution)
         except PackageNotFoundError:
             continue
-    source = Path(spec.origin).with_name('version.py')  # on PYTHONPATH, not installed
-    found = re.search(r"__version__\s*=\s*['\"]([^'\"]+)", source.read_text()) if source.is_file() else None
-    return found[1] if found else 'unknown'
+    return 'unknown'
 
 
 def stack_problems(found: Mapping[str, str | None]) -> list[str]:

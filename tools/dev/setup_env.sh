@@ -16,6 +16,8 @@ fail() {
     exit 1
 }
 
+case $STACK in '' | openmmlab | onedl) ;; *) fail "STACK: expected 'openmmlab' or 'onedl', found '$STACK'" ;; esac
+
 # ---- which Python, which stack ----------------------------------------------------------------------------------
 
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; } # runs it: a pyenv shim may lie
