@@ -1,4 +1,4 @@
-"""Packaging and installing: version check, the wheel's contents, make, and the setup script on machines that cannot serve."""
+"""Packaging and installing: the version check, what a wheel holds, make, and the setup script on made-up machines."""
 
 import os
 import shutil
@@ -50,13 +50,11 @@ def test_versions_are_found_without_importing():
         f'spec = s("stack", {str(ROOT / "mmsokd/stack.py")!r}); stack = m(spec); spec.loader.exec_module(stack);'
         'print(stack.find_version("mmdet"), stack.find_version("torch"), {"mmdet", "torch"} & set(sys.modules))'
     )
-    out = subprocess.run(
-        [sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd='/'
-    ).stdout.split()
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd='/')
     import mmdet
     import torch
 
-    assert out == [mmdet.__version__, torch.__version__, 'set()']
+    assert run.stdout.split() == [mmdet.__version__, torch.__version__, 'set()']
 
 
 def test_version_of_a_source_checkout(tmp_path, monkeypatch):
@@ -198,10 +196,8 @@ class Machine:
 
     def python(self, name: str, version: str) -> None:
         """Tells its version, has venv and headers, and says with what it would make .venv."""
-        self.command(
-            name,
-            f'case "$*" in *version_info*) echo {version} ;; *ensurepip*) ;; *) echo "ran {name} $*" >&2; exit 3 ;; esac',
-        )
+        other = f'echo "ran {name} $*" >&2; exit 3'
+        self.command(name, f'case "$*" in *version_info*) echo {version} ;; *ensurepip*) ;; *) {other} ;; esac')
 
     def disk(self, gigabytes: int) -> None:
         self.command('df', f'echo head; echo "disk 0 0 {gigabytes * 2**20} 0% /"')

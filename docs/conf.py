@@ -1,0 +1,22 @@
+"""Sphinx settings; `make docs` builds offline, with warnings as errors."""
+
+from mmsokd.version import __version__
+
+project = 'mmsokd'
+author = 'the mmsokd authors'
+copyright = '2026, the mmsokd authors; Apache-2.0'
+release = __version__
+
+extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx.ext.viewcode']
+exclude_patterns = ['_build']
+html_theme = 'furo'
+html_title = f'mmsokd {release}'
+
+myst_enable_extensions = ['dollarmath', 'amsmath']
+myst_heading_anchors = 3
+
+autodoc_member_order = 'bysource'
+autodoc_typehints = 'none'  # they stand in the signature already
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
