@@ -31,8 +31,8 @@ class _Adapter(BaseModule):
             return feat
         if self.resize is None:
             raise ValueError(
-                f'{type(self).__name__}.resize: expected equal sizes without it, found {tuple(feat.shape[-2:])} for the '
-                f"student and {tuple(size)} for the teacher; give resize='bilinear'"
+                f'{type(self).__name__}.resize: expected equal sizes without it, found {tuple(feat.shape[-2:])} for '
+                f"the student and {tuple(size)} for the teacher; give resize='bilinear'"
             )
         # 'conv' has already halved or doubled; it can be a cell off where a side is odd
         mode = 'bilinear' if self.resize == 'conv' else self.resize
@@ -41,13 +41,31 @@ class _Adapter(BaseModule):
 
 def _resizing_conv(in_channels: int, out_channels: int, ratio: float) -> nn.Module:
     """One conv that scales a map by ``ratio``, as the CIFAR benchmarks' regressors do."""
-    if ratio < 1:
-        stride = round(1 / ratio)
-        return nn.Conv2d(in_channels, out_channels, 2 * stride - 1, stride=stride, padding=stride - 1)
-    factor = round(ratio)
+    factor = _factor(ratio)
     if factor == 1:
         return nn.Conv2d(in_channels, out_channels, 1)
+    if ratio < 1:
+        return nn.Conv2d(in_channels, out_channels, 2 * factor - 1, stride=factor, padding=factor - 1)
     return nn.ConvTranspose2d(in_channels, out_channels, factor, stride=factor)
+
+
+def _factor(ratio: float) -> int:
+    """The integer that ``ratio`` scales by, up or down; maps of odd sides are a little off it (13 to 7 cells)."""
+    factor = max(ratio, 1 / ratio) if ratio > 0 else 0.5
+    if abs(factor - round(factor)) > 0.25:
+        raise ValueError(
+            f"stride_ratio: expected an integer or one over it beside resize='conv', found {ratio!r}; "
+            "give resize='bilinear'"
+        )
+    return round(factor)
+
+
+def _check_groups(norm_cfg: Mapping | None, *widths: int) -> None:
+    """GroupNorm's ``num_groups`` is the user's to choose; what cannot be divided is said with its key."""
+    groups = (norm_cfg or {}).get('num_groups', 1)
+    for width in widths:
+        if width % groups:
+            raise ValueError(f'norm_cfg.num_groups: expected a divisor of the {width} channels, found {groups}')
 
 
 @MODELS.register_module()
@@ -63,7 +81,8 @@ class ConvAdapter(_Adapter):
         norm_cfg, act_cfg: as mmcv's ConvModule takes them; none by default.
 
     Raises:
-        ValueError: ``resize`` is unknown.
+        ValueError: ``resize`` is unknown, ``kernel_size`` even, ``stride_ratio`` no integer factor, or GN's
+            ``num_groups`` does not divide the channels.
     """
 
     def __init__(
@@ -78,6 +97,9 @@ class ConvAdapter(_Adapter):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(resize, init_cfg)
+        if kernel_size % 2 == 0:
+            raise ValueError(f'kernel_size: expected an odd number, which keeps the size, found {kernel_size}')
+        _check_groups(norm_cfg, out_channels)
         width = out_channels if resize == 'conv' else in_channels
         self.pre = _resizing_conv(in_channels, width, stride_ratio) if resize == 'conv' else nn.Identity()
         self.conv = ConvModule(
@@ -85,7 +107,7 @@ class ConvAdapter(_Adapter):
         )
 
     def forward(self, feat: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """(N, C_s, H, W) -> (N, C_t, \\*size); without ``size`` the map keeps its own."""
+        """(N, C_s, H, W) -> (N, C_t, H_t, W_t); without ``size`` the map keeps its own."""
         return self.conv(self._fit(self.pre(feat), size))
 
 
@@ -96,14 +118,14 @@ class SoKDAdapter(_Adapter):
     Args:
         in_channels, out_channels: the student's and the teacher's; the distiller fills them in.
         feat_channels: width of the first two convs; ``out_channels`` by default, as in the authors' fork. On a pyramid
-            the distiller takes at most 64 [ours]: at 256 the two 3x3 convs cost as much as a quarter of RetinaNet's head.
+            the distiller takes at most 64 [ours]: at 256 the two 3x3 convs cost a quarter of RetinaNet's head.
         signed: the teacher's feature takes negative values: the last conv then has neither norm nor ReLU [ours: a
             final ReLU could not reach it, a final norm would fix its scale].
         norm_cfg: norm layer (BN in the authors' fork; SyncBN and GN work). GN's ``num_groups`` must divide the widths.
         resize, stride_ratio: as in :class:`ConvAdapter`.
 
     Raises:
-        ValueError: ``resize`` is unknown.
+        ValueError: as :class:`ConvAdapter` does.
     """
 
     def __init__(
@@ -119,6 +141,7 @@ class SoKDAdapter(_Adapter):
     ) -> None:
         super().__init__(resize, init_cfg)
         width = feat_channels or out_channels
+        _check_groups(norm_cfg, width, *([] if signed else [out_channels]))
         options = dict(norm_cfg=norm_cfg, act_cfg=dict(type='ReLU'))
         last = dict(norm_cfg=None, act_cfg=None) if signed else options
         if resize == 'conv':
@@ -132,5 +155,5 @@ class SoKDAdapter(_Adapter):
         )
 
     def forward(self, feat: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """(N, C_s, H, W) -> (N, C_t, \\*size); without ``size`` the map keeps its own."""
+        """(N, C_s, H, W) -> (N, C_t, H_t, W_t); without ``size`` the map keeps its own."""
         return self.convs(self._fit(self.match(feat), size))

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 def keep_peaks(heat: Tensor) -> Tensor:
-    """``heat`` (N, K, H, W) where it is the maximum of its 3 x 3 neighbourhood, zero elsewhere (CenterNet, arXiv:1904.07850)."""
+    """``heat`` (N, K, H, W) at the maxima of 3 x 3 neighbourhoods, zero elsewhere (CenterNet, arXiv:1904.07850)."""
     return heat * (F.max_pool2d(heat, 3, stride=1, padding=1) == heat).to(heat.dtype)
 
 
@@ -34,17 +34,20 @@ def decode(heat: Tensor, size: Tensor, offset: Tensor, num_areas: int) -> tuple[
     def gather(maps: Tensor) -> Tensor:
         return maps.flatten(2).gather(2, cell[:, None].expand(n, 2, k)).transpose(1, 2)  # (N, k, 2)
 
-    corner = torch.stack([cell % width, cell // width], -1).to(size.dtype)
-    limit = torch.tensor([width, height], dtype=size.dtype, device=size.device)
-    centre = (corner + gather(offset)).clamp(min=0.0).minimum(limit)
-    half = gather(size) / 2
-    low, high = (centre - half).clamp(min=0.0), (centre + half).minimum(limit)
-    # A box of less than a cell grows around its middle, and is pushed back where that leaves the map.
-    middle = (low + high) / 2
-    grown = (high - low) < 1
-    low = torch.where(grown, (middle - 0.5).clamp(min=0.0).minimum(limit - 1), low)
-    high = torch.where(grown, low + 1, high)
-    return torch.cat([low, high], -1), scores
+    (dx, dy), (w, h) = gather(offset).unbind(-1), gather(size).unbind(-1)
+    x1, x2 = _interval(cell % width + dx, w, width)
+    y1, y2 = _interval(cell // width + dy, h, height)
+    return torch.stack([x1, y1, x2, y2], -1), scores
+
+
+def _interval(centre: Tensor, side: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """``centre`` -/+ ``side`` / 2, clamped to [0, limit], at least a cell long. ``limit`` is a host number: no sync."""
+    centre = centre.clamp(0, limit)
+    low, high = (centre - side / 2).clamp(min=0), (centre + side / 2).clamp(max=limit)
+    # What is shorter than a cell grows around its middle, and is pushed back where that leaves the map.
+    grown = ((low + high) / 2 - 0.5).clamp(0, limit - 1)
+    short = high - low < 1
+    return torch.where(short, grown, low), torch.where(short, grown + 1, high)
 
 
 def area_count(boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Tensor:

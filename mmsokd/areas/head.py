@@ -30,7 +30,8 @@ class AreaHead(BaseModule):
         in_channels: of the feature, the teacher's.
         feat_channels: width of the branches.
         num_classes: channels K of the heatmap.
-        final_relu: put a ReLU before the sigmoid, as the authors' fork does; it pins the heatmap to [0.5, 1).
+        final_relu: put a ReLU before the sigmoid, as the authors' fork does; it pins the heatmap to [0.5, 1). The bias
+            then starts at zero [ours]: at -log 9 the ReLU would be closed everywhere, and no gradient would open it.
     """
 
     def __init__(self, in_channels: int, feat_channels: int, num_classes: int = 1, final_relu: bool = False) -> None:
@@ -42,14 +43,14 @@ class AreaHead(BaseModule):
         self._start()
 
     def _start(self) -> None:
-        nn.init.constant_(self.heat[-1].bias, -math.log(9))
+        nn.init.constant_(self.heat[-1].bias, 0.0 if self.final_relu else -math.log(9))
         for branch, start in ((self.size, math.log(math.expm1(_START_SIZE))), (self.offset, 0.5)):
             nn.init.normal_(branch[-1].weight, std=1e-3)
             nn.init.constant_(branch[-1].bias, start)
 
     def forward(self, feat: Tensor) -> AreaMaps:
         """Feature (N, C, H, W) -> maps of the same size."""
-        heat, size, offset = self.heat(feat).float(), self.size(feat).float(), self.offset(feat).float()
+        heat, size, offset = (_predict(branch, feat) for branch in (self.heat, self.size, self.offset))
         if self.final_relu:
             heat = heat.relu()
         return AreaMaps(heat.sigmoid(), F.softplus(size), offset)
@@ -61,6 +62,13 @@ def _branch(in_channels: int, feat_channels: int, out_channels: int) -> nn.Seque
         nn.ReLU(inplace=True),
         nn.Conv2d(feat_channels, out_channels, 1),
     )
+
+
+def _predict(branch: nn.Sequential, feat: Tensor) -> Tensor:
+    """The branch's output; its last conv in fp32 also under autocast: bf16 has so few values that peaks would tie."""
+    hidden = branch[:-1](feat)
+    with torch.autocast(feat.device.type, enabled=False):
+        return branch[-1](hidden.float())
 
 
 def mix(student: AreaMaps, teacher: AreaMaps, source: str) -> AreaMaps:

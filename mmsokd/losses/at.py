@@ -21,7 +21,9 @@ def attention_map(feat: Tensor, p: float = 2.0) -> Tensor:
 
 
 def at_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None, p: float = 2.0) -> Tensor:
-    r"""Mean squared difference of attention maps (Zagoruyko and Komodakis, arXiv:1612.03928, eq. 2, squared as in RepDistiller).
+    r"""Mean squared difference of attention maps (Zagoruyko and Komodakis, arXiv:1612.03928, eq. 2).
+
+    Squared and averaged over the positions, as in RepDistiller.
 
     .. math:: \frac{1}{NHW} \| Q_s - Q_t \|^2, \quad Q = \frac{\mathrm{vec}\, \mathrm{mean}_c |F_c|^p}{\| \cdot \|_2}
 

@@ -1,5 +1,6 @@
 """PKD: imitation up to scale and shift of each channel."""
 
+import torch
 from torch import Tensor, nn
 
 from mmsokd.checks import check_same_shape
@@ -11,11 +12,15 @@ def standardize(feat: Tensor, eps: float = 1e-6) -> Tensor:
     """Each channel with mean 0 and standard deviation 1 over the batch and the map.
 
     Args:
-        feat: (N, C, H, W). A constant channel becomes zero.
-        eps: added to the standard deviation.
+        feat: (N, C, H, W). A constant channel becomes zero, without a gradient [ours: the published code divides by
+            ``std + eps``, which hands a dead channel a gradient of the order 1 / eps].
+        eps: a channel counts as constant when its standard deviation is below ``eps`` times its root mean square.
     """
-    std, mean = feat.std((0, 2, 3), keepdim=True, unbiased=False), feat.mean((0, 2, 3), keepdim=True)
-    return (feat - mean) / (std + eps)
+    mean = feat.mean((0, 2, 3), keepdim=True)
+    centred = feat - mean
+    var = centred.square().mean((0, 2, 3), keepdim=True)
+    alive = var > eps**2 * (var + mean.square())  # relative, since rounding grows with the mean
+    return torch.where(alive, centred * var.where(alive, torch.ones_like(var)).rsqrt(), 0.0)
 
 
 def pkd_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -13,4 +13,5 @@ def mean_over_positions(value: Tensor, weight: Tensor | None = None) -> Tensor:
     if weight is None:
         return value.mean()
     weight = weight.to(value.dtype)
-    return (value * weight).sum() / (weight.sum() * value.shape[1]).clamp(min=1.0)
+    total = weight.sum() * value.shape[1]
+    return (value * weight).sum() / (total + (total == 0))

@@ -25,8 +25,27 @@ def test_resize_by_convolution(cls, ratio, size):
 def test_another_size_without_a_policy_is_refused(cls):
     with pytest.raises(ValueError, match=r'resize: .*found \(8, 6\) for the student and \(4, 3\)'):
         cls(4, 7)(torch.randn(2, 4, 8, 6), (4, 3))
-    with pytest.raises(ValueError, match="resize: expected one of .*did you mean 'bilinear'"):
+    with pytest.raises(ValueError, match=r"resize: expected one of .*did you mean 'bilinear'"):
         cls(4, 7, resize='bilinar')
+
+
+@pytest.mark.parametrize('cls', [ConvAdapter, SoKDAdapter])
+def test_what_cannot_be_built_is_refused(cls):
+    with pytest.raises(ValueError, match=r'num_groups: expected a divisor of the 7 channels, found 4'):
+        cls(4, 7, norm_cfg=dict(type='GN', num_groups=4))
+    for ratio in (1.5, 0.4, 0.0):
+        with pytest.raises(ValueError, match=f"stride_ratio: expected an integer .*found {ratio}.*'bilinear'"):
+            cls(4, 7, resize='conv', stride_ratio=ratio)
+
+
+def test_even_kernel_is_refused():
+    with pytest.raises(ValueError, match='kernel_size: expected an odd number'):
+        ConvAdapter(4, 7, kernel_size=2)
+
+
+def test_a_signed_features_last_conv_has_no_norm_to_divide():
+    adapter = SoKDAdapter(4, 7, feat_channels=8, norm_cfg=dict(type='GN', num_groups=4))
+    assert adapter(torch.randn(1, 4, 3, 3)).shape == (1, 7, 3, 3)
 
 
 def test_conv_adapter_is_a_linear_map_of_channels():

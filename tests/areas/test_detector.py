@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn import functional as F
 
 from mmsokd.areas import AreaHead, DistinctiveAreaDetector
@@ -24,6 +25,14 @@ def test_head_starts_as_centernet_does():
     torch.testing.assert_close(maps.offset.mean().item(), 0.5, rtol=0.01, atol=0)
     pinned = AreaHead(8, 8, final_relu=True)(pyramid()[0])
     assert pinned.heat.min() >= 0.5
+
+
+def test_final_relu_does_not_start_closed():
+    head = AreaHead(8, 8, final_relu=True)
+    maps = head(pyramid()[0])
+    assert maps.heat.std() > 1e-3
+    maps.heat.sum().backward()
+    assert head.heat[0].weight.grad.abs().sum() > 0
 
 
 def test_result():
@@ -135,6 +144,53 @@ def test_autocast():
     with torch.autocast('cpu', torch.bfloat16):
         result = model(pyramid(1), pyramid(2))
     assert all(v.dtype == torch.float32 and v.isfinite() for v in result.losses.values())
+
+
+def test_heatmap_keeps_its_resolution_under_autocast():
+    head, feat = AreaHead(8, 8), torch.randn(2, 8, 16, 16)
+    exact = head(feat)
+    with torch.autocast('cpu', torch.bfloat16):
+        maps = head(feat)
+    assert maps.heat.unique().numel() > 0.95 * maps.heat.numel()  # bf16 has some hundred values in the range
+    for a, b in zip(maps, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.05, atol=0.01)
+
+
+def test_no_python_branch_or_number_depends_on_a_tensor():
+    with FakeTensorMode():  # fake tensors have no values: reading one raises, as a sync would wait
+        student, teacher = ([torch.empty(2, 8, *size) for size in ((8, 6), (4, 3), (1, 1))] for _ in range(2))
+        with pytest.raises(DataDependentOutputException):
+            student[0].sum().item()
+        result = detector()(student, teacher)
+        sum(result.losses.values()).backward()
+    assert [tuple(w.shape) for w in result.weights] == [(2, 1, 8, 6), (2, 1, 4, 3), (2, 1, 1, 1)]
+
+
+def test_clamp_is_said_once_a_level(monkeypatch):
+    said = []
+    monkeypatch.setattr('mmsokd.areas.detector.print_log', lambda text, logger: said.append(text))
+    model = detector(num_areas=20)
+    for _ in range(2):
+        model(pyramid(1), pyramid(2))
+    assert [text.split(';')[0] for text in said] == [
+        'areas.num_areas: level 1 has 12 cells', 'areas.num_areas: level 2 has 1 cells'
+    ]  # fmt: skip
+
+
+def test_detect_is_what_forward_uses():
+    model = detector()
+    found, result = model.detect(pyramid(1), pyramid(2)), model(pyramid(1), pyramid(2))
+    for level, boxes in zip(found, result.boxes, strict=True):
+        assert not level.heat.requires_grad
+        torch.testing.assert_close(level.boxes, boxes)
+        assert level.scores.shape == boxes.shape[:2]
+
+
+def test_levels_and_shapes_must_fit():
+    with pytest.raises(ValueError, match='expected 3 levels, found 2 of the student and 3 of the teacher'):
+        detector()(pyramid(1)[:2], pyramid(2))
+    with pytest.raises(ValueError, match=r'equal shapes, found student \(2, 8, 1, 1\), teacher \(2, 8, 8, 6\)'):
+        detector()(pyramid(1)[::-1], pyramid(2))
 
 
 @pytest.mark.parametrize(

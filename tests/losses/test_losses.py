@@ -53,7 +53,8 @@ def test_weight(name):
     loss, s, t = build(name), feats(1), feats(2)
     ones = torch.ones(4, 1, 5, 6)
     torch.testing.assert_close(loss(s, t, ones), loss(s, t))
-    torch.testing.assert_close(loss(s, t, 3 * ones), loss(s, t))
+    for scale in (3.0, 1e-4):
+        torch.testing.assert_close(loss(s, t, scale * ones), loss(s, t))
     assert loss(s, t, 0 * ones) == 0
     left, right = ones.clone(), ones.clone()
     left[..., 3:], right[..., :3] = 0, 0  # two halves of equal size: their mean is the whole
@@ -71,6 +72,19 @@ def test_fitnet_looks_inside_the_areas_only():
 def test_pkd_ignores_scale_and_shift(seed, scale, shift):
     s, t = feats(seed), feats(seed + 1)
     torch.testing.assert_close(pkd_loss(scale * s + shift, t), pkd_loss(s, t), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('constant', [0.0, 1000.3])
+def test_pkd_leaves_a_dead_channel_alone(constant):
+    s, t = feats(1).float(), feats(2).float()
+    s[:, 0] = constant
+    s.requires_grad_()
+    loss = pkd_loss(s, t)
+    loss.backward()
+    assert not s.grad[:, 0].any()
+    assert s.grad[:, 1:].abs().sum() > 0
+    live = pkd_loss(s[:, 1:], t[:, 1:])
+    torch.testing.assert_close(loss, (2 * live + 0.5) / 3)  # r = 0 there, and half of the teacher's unit variance
 
 
 @given(st.integers(0, 999), st.floats(0.1, 10))
