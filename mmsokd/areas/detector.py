@@ -48,8 +48,9 @@ class DistinctiveAreaDetector(BaseModule):
     No ground truth is used. Constant heads would agree perfectly, so an anchor term pulls the teacher's heatmap to its
     feature's activation energy [ours], and ``heat_std`` and ``area_mean`` are there to be watched.
 
-    Cost: on a 256-channel pyramid the three branches at full width make 3 * 9 * 256 * 256 = 1.8 M multiplications a cell
-    and run on both networks: 3.5 M, beside the 6.5 M of RetinaNet's own head. At the default 64 channels it is a quarter.
+    Cost: on a 256-channel pyramid the three branches at full width make 3 * 9 * 256 * 256 = 1.8 M multiplications a
+    cell and run on both networks: 3.5 M, beside the 6.5 M of RetinaNet's own head. The default of 64 channels makes it
+    a quarter.
 
     Args:
         channels: the teacher's channels, level by level; the distiller fills them in. Levels of one width share a head.
