@@ -118,8 +118,8 @@ class SoKDAdapter(_Adapter):
     Args:
         in_channels, out_channels: the student's and the teacher's; the distiller fills them in.
         feat_channels: width of the first two convs; ``out_channels`` by default, as in the authors' fork. On a pyramid
-            the distiller takes at most 64 [ours]: at 256 the two 3x3 convs make 1.2 M multiplications a cell, RetinaNet's
-            whole head 6.5 M.
+            the distiller takes at most 64 [ours]: at 256 the two 3x3 convs make 1.2 M multiplications a cell, and
+            RetinaNet's whole head 6.5 M.
         signed: the teacher's feature takes negative values: the last conv then has neither norm nor ReLU [ours: a
             final ReLU could not reach it, a final norm would fix its scale].
         norm_cfg: norm layer (BN in the authors' fork; SyncBN and GN work). GN's ``num_groups`` must divide the widths.
