@@ -85,7 +85,8 @@ def find_module(root: nn.Module, path: str) -> nn.Module:
 class FeatureTap:
     """Collects the outputs of some submodules while a ``with`` block runs the model.
 
-    The handles live inside the block only, so that evaluation, export and deepcopy see an untouched model.
+    The wrapping of the modules' ``forward`` lives inside the block only, so that evaluation, export and deepcopy see an
+    untouched model. (A forward hook would miss heads whose ``forward`` is called by name, as mmdet's detectors do.)
 
     Args:
         model: the model that is run inside the block.
@@ -114,23 +115,34 @@ class FeatureTap:
         self._outputs: dict[str, list[Any]] = {path.module: [] for path in self._taps.values()}
         self._calls = {name: calls[name] for name in self._outputs} if calls is not None else None
         self._replace = dict(replace or {})
-        self._handles: list[Any] = []
+        self._wrapped: list[tuple[nn.Module, Any]] = []
 
     def __enter__(self) -> 'FeatureTap':
-        # The replacements come first: a tap on the same module sees what the rest of the model sees.
-        for name, function in self._replace.items():
+        for name in dict.fromkeys([*self._replace, *self._outputs]):
             module = find_module(self._model, name)
-            self._handles.append(module.register_forward_hook(lambda _m, _i, out, f=function: f(out)))
-        for name in self._outputs:
-            module = find_module(self._model, name)
-            self._handles.append(module.register_forward_hook(lambda _m, _i, out, n=name: self._collect(n, out)))
+            self._wrapped.append((module, vars(module).get('forward')))
+            module.forward = self._wrap(name, module.forward)
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        for module, own in self._wrapped:
+            del module.forward
+            if own is not None:  # somebody else's wrapping, such as activation checkpointing
+                module.forward = own
+        self._wrapped.clear()
         return kind is _StopForward
+
+    def _wrap(self, name: str, forward: Callable) -> Callable:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            output = forward(*args, **kwargs)
+            # The replacement comes first: a tap on the same module sees what the rest of the model sees.
+            if name in self._replace:
+                output = self._replace[name](output)
+            if name in self._outputs:
+                self._collect(name, output)
+            return output
+
+        return wrapped
 
     def _collect(self, name: str, output: Any) -> None:
         self._outputs[name].append(output)

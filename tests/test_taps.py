@@ -82,7 +82,18 @@ def test_no_handle_outlives_the_block():
     net = Net()
     with pytest.raises(RuntimeError, match='boom'), FeatureTap(net, ['backbone']):
         raise RuntimeError('boom')
-    assert not any(module._forward_hooks for module in net.modules())
+    assert not any(module._forward_hooks or 'forward' in vars(module) for module in net.modules())
+
+
+def test_another_wrapping_of_forward_is_kept():
+    net = Net()
+    inner = net.backbone.forward
+    net.backbone.forward = lambda x: inner(2 * x)
+    mine = net.backbone.forward
+    with FeatureTap(net, ['backbone']) as feats:
+        net(torch.ones(1, 3, 8, 8))
+    assert net.backbone.forward is mine
+    torch.testing.assert_close(feats['backbone'][1], inner(2 * torch.ones(1, 3, 8, 8))[1])
 
 
 def test_stops_after_the_deepest_tap():

@@ -169,7 +169,7 @@ class Distiller(BaseModel):
             FloatingPointError: a loss is NaN or Inf; names it.
         """
         weights = self._weights()
-        step = self.refine.begin(len(inputs)) if self.refine is not None else None
+        step = self.refine.begin(inputs) if self.refine is not None else None
         # The teacher first: its feature maps are then all that is held while the student runs.
         feats = self._teacher_features(inputs, data_samples, weights, step)
         with FeatureTap(self.student, self._student_taps) as tapped:

@@ -39,7 +39,8 @@ def load_config(key: str, source: str) -> Config:
     if not (configs / path).is_file():
         here = [str(p.relative_to(configs)) for p in configs.rglob('*.py')]
         raise ValueError(
-            f'{key}: expected a config of {scope}, found no {path!r}; nearest: {[f"{scope}::{p}" for p in nearest(path, here)]}'
+            f'{key}: expected a config of {scope}, found no {path!r}; nearest: '
+            f'{[f"{scope}::{p}" for p in nearest(path, here)]}'
         )
     return get_config(source)
 

@@ -1,4 +1,7 @@
-"""SoKD's two plug-ins as the distiller sees them: `refine` (what the teacher's feature becomes), `areas` (where it counts)."""
+"""SoKD's two plug-ins as the distiller sees them.
+
+`refine`: what the teacher's feature becomes; `areas`: where it counts.
+"""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -53,8 +56,8 @@ class Refiner(BaseModule):
         self.names = [name for name, term in terms.items() if term.wants_refine and term.is_feature]
         if not self.names:
             raise ValueError(
-                "refine: expected a term that compares features (N, C, H, W), found none; give refine=dict(at='...') to "
-                'refine a layer of the teacher from which its logits follow, or refine=None'
+                "refine: expected a term that compares features (N, C, H, W), found none; give refine=dict(at='...') "
+                'to refine a layer of the teacher from which its logits follow, or refine=None'
             )
         if neck.per_term:
             self.necks = ModuleDict({name: MODELS.build(copy.deepcopy(self._cfg)) for name in self.names})
@@ -64,11 +67,11 @@ class Refiner(BaseModule):
         sizes = [(student[i].size, teacher[j].size) for i, j in self.pairs or []]
         if not sizes or any(s != t or len(s) != 2 for s, t in sizes):
             raise ValueError(
-                f'refine.at: expected a layer of one stride in both networks, found sizes {[s.size for s in student]} and '
-                f"{[t.size for t in teacher]} at '{self.at}'"
+                f'refine.at: expected a layer of one stride in both networks, found sizes {[s.size for s in student]} '
+                f"and {[t.size for t in teacher]} at '{self.at}'"
             )
-        # L_aug needs the student in the teacher's width [ours: a 1x1 regressor that learns beside, and gives the student
-        # no gradient, so that the host stays what it is].
+        # L_aug needs the student in the teacher's width [ours: a 1x1 regressor that learns beside, and gives the
+        # student no gradient, so that the host stays what it is].
         self.regressors = ModuleList(
             MODELS.build(
                 dict(type='mmsokd.ConvAdapter', in_channels=student[i].channels, out_channels=teacher[j].channels)
@@ -76,17 +79,17 @@ class Refiner(BaseModule):
             for i, j in self.pairs
         )
 
-    def begin(self, batch_size: int) -> 'RefineStep':
-        """Draw for one step."""
-        return RefineStep(self, batch_size)
+    def begin(self, inputs: Tensor) -> 'RefineStep':
+        """Draw for one step on the batch ``inputs``."""
+        return RefineStep(self, inputs)
 
 
 class RefineStep:
     """One step's draws and what was refined with them; lives as long as the step."""
 
-    def __init__(self, refiner: Refiner, batch_size: int) -> None:
+    def __init__(self, refiner: Refiner, inputs: Tensor) -> None:
         self._refiner = refiner
-        self._draws = {name: neck.sample(batch_size) for name, neck in refiner.necks.items()}
+        self._draws = {name: neck.sample(len(inputs), inputs.device) for name, neck in refiner.necks.items()}
         self._done: dict[tuple, list[Tensor]] = {}
         self._objectives: dict[str, list[Tensor]] = {name: [] for name in self._draws}
         self._ratios: list[Tensor] = []
@@ -112,7 +115,7 @@ class RefineStep:
             self._ratios.append(neck.norm_ratio(self._done[key], feats))
         refined = self._done[key]
         self._objectives[policy].append(neck.objective(refined, target))
-        return refined if neck.is_exposed else [x.detach() for x in refined]
+        return refined if neck.is_exposed else [x.detach().to(f.dtype) for x, f in zip(refined, feats, strict=True)]
 
     def replace(self, output: Any) -> Any:
         """The output hook of the teacher's layer ``at``: its refined feature goes on through the network."""
@@ -120,7 +123,7 @@ class RefineStep:
         neck = self._refiner.necks[_SHARED]
         self._replaced = neck(feats, self._draws[_SHARED])
         self._ratios.append(neck.norm_ratio(self._replaced, feats))
-        refined = [x.detach() for x in self._replaced]
+        refined = [x.detach().to(f.dtype) for x, f in zip(self._replaced, feats, strict=True)]
         return refined[0] if isinstance(output, Tensor) else type(output)(refined)
 
     def fit(self, student: Sequence[Tensor]) -> Tensor:

@@ -42,7 +42,8 @@ class WeightSchedule:
         times = [progress for progress, _ in self.knots]
         if not times or times != sorted(times) or not 0 <= times[0] <= times[-1] <= 1:
             raise ValueError(
-                f'{key}: expected a number, or [(progress, weight), ...] with progress rising within [0, 1], found {value!r}'
+                f'{key}: expected a number, or [(progress, weight), ...] with progress rising within [0, 1], '
+                f'found {value!r}'
             )
 
     def __call__(self, progress: float) -> float:
@@ -125,7 +126,8 @@ class Term(BaseModule):
         if pairs is None:
             raise ValueError(
                 f'{self.key}: expected each student level to have a teacher level of its stride, found strides '
-                f'{[s.stride for s in student]} at {self.student_tap!r} of the student and {[t.stride for t in teacher]} '
+                f'{[s.stride for s in student]} at {self.student_tap!r} of the student and '
+                f'{[t.stride for t in teacher]} '
                 f"at {self.teacher_tap!r} of the teacher; tap single levels as '{self.teacher_tap}[i]'"
             )
         self.pairs = pairs
@@ -180,13 +182,14 @@ class Term(BaseModule):
         where = f'{self.student_tap!r} of the student and {self.teacher_tap!r} of the teacher'
         if identity and s.channels != t.channels and getattr(self.loss, 'same_channels', False):
             raise ValueError(
-                f'{self.key}.adapter: expected equal channels without an adapter, found {s.channels} and {t.channels} at '
-                f"{where}; leave 'adapter' out, or give dict(type='mmsokd.ConvAdapter')"
+                f'{self.key}.adapter: expected equal channels without an adapter, found {s.channels} and '
+                f"{t.channels} at {where}; leave 'adapter' out, or give dict(type='mmsokd.ConvAdapter')"
             )
         if s.size != t.size and getattr(adapter, 'resize', None) is None:
             raise ValueError(
-                f'{self.key}: expected equal sizes, found {s.size} (stride {s.stride}) and {t.size} (stride {t.stride}) at '
-                f"{where}; give adapter=dict(type='mmsokd.ConvAdapter', resize='bilinear'), or tap another layer"
+                f'{self.key}: expected equal sizes, found {s.size} (stride {s.stride}) and {t.size} '
+                f"(stride {t.stride}) at {where}; give adapter=dict(type='mmsokd.ConvAdapter', "
+                "resize='bilinear'), or tap another layer"
             )
 
     def select(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -15,6 +15,7 @@ def distiller_of(runner: Runner) -> Distiller:
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     if not isinstance(model, Distiller):
         raise TypeError(
-            f"model.type: expected 'mmsokd.Distiller' or 'mmsokd.SoKDDistiller' beside mmsokd's hooks, found {type(model).__name__}"
+            "model.type: expected 'mmsokd.Distiller' or 'mmsokd.SoKDDistiller' beside mmsokd's hooks, found "
+            f'{type(model).__name__}'
         )
     return model

@@ -31,7 +31,8 @@ class GuardHook(Hook):
         for name, value in checkpoint['state_dict'].items():
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise FloatingPointError(
-                    f'{name}: expected finite weights, found NaN or Inf; no checkpoint is written, the last one is left as it is'
+                    f'{name}: expected finite weights, found NaN or Inf; no checkpoint is written, the last one is '
+                    'left as it is'
                 )
 
 
@@ -48,6 +49,6 @@ def _check_annotated(dataset: Any) -> None:
         return  # not a detection data set: labels are whole pictures or maps
     if not any(dataset.get_data_info(i)['instances'] for i in range(len(dataset))):
         raise ValueError(
-            f'{about}: expected annotations, found {len(dataset)} pictures without any; do the classes have the names of '
-            'the annotation file?'
+            f'{about}: expected annotations, found {len(dataset)} pictures without any; do the classes have the names '
+            'of the annotation file?'
         )

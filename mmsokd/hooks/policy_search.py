@@ -80,7 +80,8 @@ class PolicySearchHook(Hook):
         for name, neck in self._necks.items():
             if self.mode == 'unrolled' and (neck.at is not None or neck.estimator == 'relax'):
                 raise ValueError(
-                    "PolicySearchHook.mode: expected 'fused' where refine has 'at' or estimator='relax', found 'unrolled'"
+                    "PolicySearchHook.mode: expected 'fused' where refine has 'at' or estimator='relax', "
+                    "found 'unrolled'"
                 )
             # One policy's few numbers stay on the host (see Policy); so does their optimizer.
             self._optimizers[name] = torch.optim.Adam(list(neck.search_parameters().values()), **self.adam)
@@ -141,8 +142,9 @@ class PolicySearchHook(Hook):
         """The gradient of the training loss after a virtual step, every pass with one draw and one random state."""
         distiller = distiller_of(runner)
         weights = [p for p in distiller.parameters() if p.requires_grad]
+        device = weights[0].device
         with ExitStack() as stack:
-            chis = {name: stack.enter_context(neck.exposed()) for name, neck in self._necks.items()}
+            chis = {name: stack.enter_context(neck.exposed(device)) for name, neck in self._necks.items()}
             stack.enter_context(_untouched_buffers(distiller))
             stack.enter_context(runner.optim_wrapper.optim_context(distiller))
             data = distiller.data_preprocessor(data_batch, True)

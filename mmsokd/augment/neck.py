@@ -1,0 +1,283 @@
+"""DAFA: the teacher's feature, refined by operations that a learned policy draws."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmsokd.augment.control import ControlVariate
+from mmsokd.augment.feature_ops import FEATURE_OPS, Randomness, rescaled_channel_drop
+from mmsokd.augment.policy import SUB_POLICIES, Draw, Policy
+from mmsokd.checks import check_choice
+from mmsokd.registry import MODELS
+from mmsokd.relax import (
+    bernoulli_scores,
+    categorical_scores,
+    conditional_bernoulli_scores,
+    conditional_categorical_scores,
+    relax_gradient,
+    straight_through,
+)
+
+
+@MODELS.register_module()
+class FeatureAugmentationNeck(BaseModule):
+    """Differentiable Automatic Feature Augmentation, after SoKD (arXiv 2409.18785).
+
+    Draws a sub-policy of two operations for each mini-batch and applies it to every level of the teacher's feature.
+    While it is ``searching``, its policy descends on ``L_aug = 1/2 |F~_t - stopgrad(Phi_s(F_s))|^2``: it draws the
+    teacher *towards* the student.
+
+    Args:
+        at: the teacher's layer whose output is replaced, so that its logits follow; None refines each feature term's
+            own tapped feature beside the teacher's forward.
+        estimator: gradient of the discrete choices: ``'straight_through'`` Gumbel-softmax and relaxed Bernoulli [a
+            public review], or ``'relax'`` [authors' fork].
+        magnitude_grad: gradient of the levels: ``'straight_through'``, dF~/dm = 1 where the operation fires [authors'
+            fork], or ``'pathwise'``, the true derivative where the operation has one [ours].
+        temperature: of the relaxations.
+        per_sample: one draw a sample instead of one a mini-batch [ours].
+        per_term: one policy a term instead of one for all [ours].
+        rescale_drop: rescale what ChannelDrop leaves (inverted dropout) [ours].
+
+    Raises:
+        ValueError: an option is not valid.
+    """
+
+    def __init__(
+        self,
+        at: str | None = None,
+        estimator: str = 'straight_through',
+        magnitude_grad: str = 'straight_through',
+        temperature: float = 0.5,
+        per_sample: bool = False,
+        per_term: bool = False,
+        rescale_drop: bool = False,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        check_choice('refine.estimator', estimator, ['straight_through', 'relax'])
+        check_choice('refine.magnitude_grad', magnitude_grad, ['straight_through', 'pathwise'])
+        if not temperature > 0:
+            raise ValueError(f'refine.temperature: expected a number > 0, found {temperature!r}')
+        self.at = at
+        self.estimator = estimator
+        self.magnitude_grad = magnitude_grad
+        self.temperature = temperature
+        self.per_sample = per_sample
+        self.per_term = per_term
+        self.policy = Policy()
+        self.control = ControlVariate(len(SUB_POLICIES) * 3) if estimator == 'relax' else None
+        self.ops = dict(FEATURE_OPS)
+        if rescale_drop:
+            self.ops['ChannelDrop'] = self.ops['ChannelDrop']._replace(function=rescaled_channel_drop)
+        self.searching = False
+        self._exposed: dict[str, Tensor] | None = None
+        self._pending: list[tuple[dict[str, Tensor], Any]] = []
+
+    # ---- draw, then apply -----------------------------------------------------------------------------------------
+
+    def sample(self, batch_size: int, device: torch.device | str = 'cpu') -> Draw:
+        """Draw for one step. While searching, the draw carries fresh leaves of the policy on ``device``."""
+        chi = self._exposed
+        if chi is None and self.searching:
+            chi = {name: value.to(device).clone().requires_grad_() for name, value in self.policy.tensors().items()}
+        return self.policy.sample(batch_size if self.per_sample else 1, chi)
+
+    def forward(self, feats: Sequence[Tensor], draw: Draw) -> list[Tensor]:
+        """``F~_t``: the levels (N, C, H, W), each refined by the same draw.
+
+        While searching, the result is float32, so that small gradients survive, and carries a graph to ``draw.chi``;
+        else it has the feature's dtype and no graph.
+        """
+        if draw.chi is None:
+            with torch.no_grad():
+                return [self._apply(feat, draw) for feat in feats]
+        with torch.enable_grad(), torch.autocast(feats[0].device.type, enabled=False):
+            return [self._search_apply(feat.detach().float(), draw) for feat in feats]
+
+    def _apply(self, feat: Tensor, draw: Draw) -> Tensor:
+        """Only what fires is computed. Everything here that steers Python lies on the host."""
+        fires = draw.fires
+        for i in range(2):
+            for name, rows in _by_op(draw, i, fires[:, i] > 0).items():
+                levels = draw.magnitudes[rows, i].to(feat.device, non_blocking=True)
+                feat = self._run(name, feat, levels, rows, draw)
+        return feat
+
+    def _search_apply(self, feat: Tensor, draw: Draw) -> Tensor:
+        """The hard value, with the gradients of the estimators."""
+        original = feat
+        index = draw.choice.to(feat.device)
+        fires = draw.fires.to(feat.device)  # (B, 2)
+        magnitude = draw.chi['magnitude'][index].clamp(0, 1)  # (B, 2)
+        relaxed = self._relaxed(draw, feat.device)
+        straight = torch.zeros_like(magnitude[:, 0])
+        for i in range(2):
+            before = feat
+            after = feat
+            for name, rows in _by_op(draw, i, torch.ones(len(draw.choice), dtype=torch.bool)).items():
+                pathwise = self.magnitude_grad == 'pathwise' and self.ops[name].differentiable
+                levels = magnitude[rows, i]
+                after = self._run(name, after, levels if pathwise else levels.detach(), rows, draw)
+                if not pathwise:
+                    straight = straight.index_add(0, rows.to(feat.device), (fires[rows, i] * levels).to(straight))
+            gate = fires[:, i]
+            feat = torch.where(_per_sample(gate, feat) > 0, after, before)
+            if relaxed is not None:
+                # Both values are known, so the gate has its gradient also where it is closed.
+                feat = feat + _ghost(relaxed[1][:, i], feat) * (after - before).detach()
+        # F~ <- stopgrad(F~ - sum b m) + sum b m: the value stays, dF~/dm = b
+        feat = feat + _ghost(straight, feat)
+        if relaxed is not None:
+            # Sub-policies that were not drawn count as the identity [ours]; all 36 would have to be computed else.
+            feat = feat + _ghost(relaxed[0], feat) * (feat - original).detach()
+        return feat
+
+    def _relaxed(self, draw: Draw, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """The soft weight of the drawn sub-policy (B,) and the soft gates of its operations (B, 2)."""
+        if self.estimator == 'relax':
+            return None
+        u_choice, u_gate = (u.to(device) for u in draw.uniforms)
+        index, rows = draw.choice.to(device), torch.arange(len(draw.choice), device=device)
+        weight = (categorical_scores(draw.chi['alpha'], u_choice) / self.temperature).softmax(-1)[rows, index]
+        gates = torch.sigmoid(bernoulli_scores(draw.chi['beta'], u_gate) / self.temperature)[rows, index]
+        return weight, gates
+
+    def _run(self, name: str, feat: Tensor, levels: Tensor, rows: Tensor, draw: Draw) -> Tensor:
+        """One operation on the samples ``rows`` of the batch (row 0 stands for all of it where B is 1)."""
+        op = self.ops[name]
+        rand = draw.randomness(feat, noise=name == 'Noise')
+        if len(draw.choice) == 1:
+            return op.function(feat, op.strength(levels).expand(len(feat)), rand)
+        index = rows.to(feat.device)
+        noise = None if rand.noise is None else rand.noise[index]
+        part = Randomness(rand.centre[index], rand.order, rand.chosen, rand.keep[index], noise)
+        return feat.index_copy(0, index, op.function(feat[index], op.strength(levels), part))
+
+    # ---- search ---------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def objective(refined: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
+        """``L_aug``: half the mean squared error to the detached target, in float32, averaged over the levels."""
+        pairs = zip(refined, target, strict=True)
+        return 0.5 * torch.stack([F.mse_loss(r.float(), t.detach().float()) for r, t in pairs]).mean()
+
+    @staticmethod
+    @torch.no_grad()
+    def norm_ratio(refined: Sequence[Tensor], original: Sequence[Tensor]) -> Tensor:
+        """``|F~_t| / |F_t|`` over all levels: L_aug alone would be glad of a blank feature."""
+        r = torch.stack([x.float().square().sum() for x in refined]).sum()
+        return (r / torch.stack([x.float().square().sum() for x in original]).sum().clamp(min=1e-12)).sqrt()
+
+    def search(self, objective: Tensor, draw: Draw) -> None:
+        """Take the policy's gradient of ``L_aug`` and keep it, detached, for :meth:`pop_gradient`.
+
+        Args:
+            objective: the scalar L_aug, with a graph to ``draw.chi`` from :meth:`forward`.
+            draw: what :meth:`forward` was given.
+        """
+        names = list(draw.chi)
+        values = torch.autograd.grad(objective, [draw.chi[n] for n in names], allow_unused=True)
+        gradient = {n: torch.zeros_like(draw.chi[n]) if g is None else g for n, g in zip(names, values, strict=True)}
+        if self.control is not None:
+            gradient.update(self._relax(objective.detach(), draw))
+        self._pending.append(_to_host(gradient))
+
+    def _relax(self, objective: Tensor, draw: Draw) -> dict[str, Tensor]:
+        """RELAX's gradients of alpha, beta and the control variate's weights; both draws as one vector of 36 * 3."""
+        device = objective.device
+        alpha, beta = draw.chi['alpha'], draw.chi['beta']
+        u_choice, u_gate = (u.to(device) for u in draw.uniforms)
+        generator = torch.Generator().manual_seed(draw.seed + 1)
+        fresh_choice, fresh_gate = (torch.rand(u.shape, generator=generator).to(device) for u in draw.uniforms)
+        choice, gates = draw.choice.to(device), draw.gates.to(device)
+        scores = _join(categorical_scores(alpha, u_choice), bernoulli_scores(beta, u_gate))
+        conditional = _join(
+            conditional_categorical_scores(alpha.expand_as(u_choice), choice, fresh_choice),
+            conditional_bernoulli_scores(beta.expand_as(u_gate), gates, fresh_gate),
+        )
+        probability = beta.clamp(1e-6, 1 - 1e-6)
+        log_p = alpha.log_softmax(0)[choice].sum()
+        log_p = log_p + (gates * probability.log() + (1 - gates) * torch.log1p(-probability)).sum()
+        weights = {name: w.to(device).clone().requires_grad_() for name, w in self.control.tensors().items()}
+
+        def control(vectors: Tensor) -> Tensor:
+            return torch.stack([self.control.apply_with(weights, vector) for vector in vectors]).mean()
+
+        chi, network = relax_gradient(
+            objective, log_p, control, scores, conditional, [alpha, beta], list(weights.values())
+        )
+        return {'alpha': chi[0], 'beta': chi[1], **dict(zip(weights, network, strict=True))}
+
+    def pop_gradient(self) -> dict[str, Tensor] | None:
+        """The mean of the gradients since the last call, on the host; None if there was none."""
+        if not self._pending:
+            return None
+        for _, event in self._pending:
+            if event is not None:
+                event.synchronize()  # this copy alone: the main backward behind it goes on
+        gradients = [gradient for gradient, _ in self._pending]
+        self._pending = []
+        return {name: torch.stack([g[name] for g in gradients]).mean(0) for name in gradients[0]}
+
+    def search_parameters(self) -> dict[str, Tensor]:
+        """The live host tensors that a search optimises in place."""
+        return {**self.policy.tensors(), **(self.control.tensors() if self.control is not None else {})}
+
+    @property
+    def is_exposed(self) -> bool:
+        """Whether :meth:`exposed` is active: the caller wants the graph to the policy in its own losses."""
+        return self._exposed is not None
+
+    @contextmanager
+    def exposed(self, device: torch.device | str = 'cpu') -> Iterator[dict[str, Tensor]]:
+        """Let every draw inside carry the yielded leaves, and be the draw of the step that follows."""
+        draws = self.policy.draws
+        self._exposed = {n: v.to(device).clone().requires_grad_() for n, v in self.policy.tensors().items()}
+        try:
+            yield self._exposed
+        finally:
+            self._exposed = None
+            self.policy.draws = draws
+
+
+def _by_op(draw: Draw, position: int, wanted: Tensor) -> dict[str, Tensor]:
+    """Operation -> the rows of the draw that have it at ``position``, of those ``wanted``."""
+    rows: dict[str, list[int]] = {}
+    for row, (choice, want) in enumerate(zip(draw.choice.tolist(), wanted.tolist(), strict=True)):
+        if want:
+            rows.setdefault(SUB_POLICIES[choice][position], []).append(row)
+    return {name: torch.tensor(index) for name, index in rows.items()}
+
+
+def _per_sample(value: Tensor, feat: Tensor) -> Tensor:
+    """(B,) as (B, 1, 1, 1), which broadcasts over (N, C, H, W)."""
+    return value.to(feat)[:, None, None, None]
+
+
+def _ghost(soft: Tensor, feat: Tensor) -> Tensor:
+    """Zero in value, the gradient of ``soft``: a straight-through estimator's second half."""
+    return _per_sample(straight_through(torch.zeros_like(soft), soft), feat)
+
+
+def _join(choice: Tensor, gates: Tensor) -> Tensor:
+    """Scores (B, 36) and (B, 36, 2) as one vector a row (B, 108)."""
+    return torch.cat([choice, gates.flatten(1)], 1)
+
+
+def _to_host(gradient: dict[str, Tensor]) -> tuple[dict[str, Tensor], Any]:
+    """Detached copies on the host; from a device without waiting, with the event after which they are there."""
+    gradient = {name: value.detach() for name, value in gradient.items()}
+    if not next(iter(gradient.values())).is_cuda:
+        return gradient, None
+    host = {name: torch.empty(v.shape, dtype=v.dtype, pin_memory=True) for name, v in gradient.items()}
+    for name, value in gradient.items():
+        host[name].copy_(value, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return host, event

@@ -1,0 +1,353 @@
+"""Whole trainings through MMEngine's Runner, on tiny models and pictures made here."""
+
+import copy
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.fileio import dump
+from mmengine.runner import Runner
+
+from mmsokd.export import export_student, load_student
+from mmsokd.registry import MODELS
+from tests.builders import retinanet
+
+CLASSES = ('a', 'b', 'c')
+
+
+def make_pictures(folder: Path, count: int = 8, size: int = 64) -> str:
+    """Bright rectangles on noise, in COCO's format."""
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    (folder / 'img').mkdir(parents=True)
+    for i in range(count):
+        picture = rng.integers(0, 120, (size, size, 3), dtype=np.uint8)
+        for _ in range(2):
+            x, y = rng.integers(0, size // 2, 2).tolist()
+            w, h = rng.integers(12, size // 2, 2).tolist()
+            label = int(rng.integers(3))
+            picture[y : y + h, x : x + w, label] = 255
+            box = dict(bbox=[x, y, w, h], area=w * h, iscrowd=0)
+            annotations.append(dict(id=len(annotations) + 1, image_id=i, category_id=label + 1, **box))
+        cv2.imwrite(str(folder / 'img' / f'{i}.png'), picture)
+        images.append(dict(id=i, file_name=f'{i}.png', width=size, height=size))
+    categories = [dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)]
+    dump(dict(images=images, annotations=annotations, categories=categories), folder / 'ann.json')
+    return str(folder)
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return make_pictures(tmp_path_factory.mktemp('data') / 'pictures')
+
+
+def config(data, work_dir, model=None, epochs=2, hooks=(), **kwargs):
+    dataset = dict(
+        type='CocoDataset',
+        data_root=data,
+        ann_file='ann.json',
+        data_prefix=dict(img='img/'),
+        metainfo=dict(classes=CLASSES),
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True), dict(type='PackDetInputs')],
+    )
+    meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
+    resize = dict(type='Resize', scale=(64, 64))
+    test_pipeline = [*dataset['pipeline'][:2], resize, dict(type='PackDetInputs', meta_keys=meta_keys)]
+    loader = dict(batch_size=4, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=True), dataset=dataset)
+    val = dict(loader, sampler=dict(type='DefaultSampler', shuffle=False), dataset=dict(dataset, pipeline=test_pipeline, test_mode=True))
+    sokd = dict(
+        type='mmsokd.SoKDDistiller',
+        student=retinanet(16),
+        teacher=retinanet(24),
+        terms=dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='neck')),
+        probe_size=128,
+    )
+    evaluator = dict(type='CocoMetric', ann_file=f'{data}/ann.json', metric='bbox')
+    cfg = dict(
+        default_scope='mmdet',
+        custom_imports=dict(imports=['mmsokd'], allow_failed_imports=False),
+        model=sokd if model is None else model,
+        train_dataloader=loader,
+        val_dataloader=val,
+        test_dataloader=val,
+        val_evaluator=evaluator,
+        test_evaluator=evaluator,
+        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=epochs),
+        val_cfg=dict(type='ValLoop'),
+        test_cfg=dict(type='TestLoop'),
+        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-3), clip_grad=dict(max_norm=10)),
+        custom_hooks=list(hooks),
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1), logger=dict(type='LoggerHook', interval=1)),
+        randomness=dict(seed=1),
+        work_dir=str(work_dir),
+        log_level='WARNING',
+    )
+    cfg.update(kwargs)
+    return Config(copy.deepcopy(cfg))
+
+
+SOKD_HOOKS = [dict(type='mmsokd.GuardHook'), dict(type='mmsokd.PolicySearchHook', search_iters=3)]
+
+
+def train(cfg):
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    return runner
+
+
+def policy_of(model):
+    return model.refine.necks['shared'].policy
+
+
+def test_policy_is_searched_then_frozen_and_still_sampled(data, tmp_path):
+    seen = []
+
+    def chi(runner):
+        policy = policy_of(runner.model)
+        return torch.cat([policy.alpha.flatten(), policy.beta.flatten(), policy.magnitude.flatten()]).clone(), policy.draws
+
+    runner = Runner.from_cfg(config(data, tmp_path, hooks=SOKD_HOOKS, epochs=4))
+    from mmengine.hooks import Hook
+
+    class Watch(Hook):
+        priority = 'LOWEST'
+
+        def after_train_iter(self, runner, **_):
+            seen.append(chi(runner))
+
+    runner.register_hook(Watch())
+    runner.train()
+    moved = [not torch.equal(a[0], b[0]) for a, b in zip(seen, seen[1:])]
+    assert len(seen) == 8
+    assert moved == [True, True, False, False, False, False, False]  # bit-identical after the third iteration
+    assert [draws for _, draws in seen] == list(range(seen[0][1], seen[0][1] + 8))
+
+
+@pytest.mark.parametrize('hooks', [SOKD_HOOKS, [dict(type='mmsokd.PolicySearchHook', mode='unrolled', search_iters=3)]])
+def test_a_killed_run_resumes_exactly(data, tmp_path, hooks):
+    hooks = [*hooks[:-1], dict(hooks[-1], search_iters=6)]
+    whole = train(config(data, tmp_path / 'whole', hooks=hooks, epochs=4))
+    first = config(data, tmp_path / 'cut', hooks=hooks, epochs=4)
+    runner = Runner.from_cfg(first)
+    from mmengine.hooks import Hook
+
+    class Kill(Hook):
+        priority = 'LOWEST'
+
+        def before_train_epoch(self, runner):
+            if runner.epoch == 2:
+                raise KeyboardInterrupt
+
+    runner.register_hook(Kill())
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    second = train(config(data, tmp_path / 'cut', hooks=hooks, epochs=4, resume=True))
+    a, b = whole.model.state_dict(), second.model.state_dict()
+    assert a.keys() == b.keys()
+    wrong = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not wrong
+
+
+def test_unrolled_search_moves_the_policy_and_leaves_no_trace(data, tmp_path):
+    hook = dict(type='mmsokd.PolicySearchHook', mode='unrolled', search_iters=2)
+    runner = train(config(data, tmp_path, hooks=[hook], epochs=1))
+    policy = policy_of(runner.model)
+    assert policy.magnitude.sub(0.5).abs().max() > 0
+    assert not runner.model.refine.necks['shared'].is_exposed
+
+
+@pytest.mark.parametrize(
+    ('refine', 'hook'),
+    [
+        (dict(estimator='relax'), dict()),
+        (dict(magnitude_grad='pathwise'), dict()),
+        (dict(per_sample=True), dict()),
+        (dict(per_term=True), dict()),
+        (dict(at='backbone.layer3'), dict()),
+    ],
+)
+def test_every_way_to_search(data, tmp_path, refine, hook):
+    cfg = config(data, tmp_path, hooks=[dict(type='mmsokd.PolicySearchHook', search_iters=2, **hook)], epochs=1)
+    cfg.model.refine = dict(type='mmsokd.FeatureAugmentationNeck', **refine)
+    runner = train(cfg)
+    (neck, *_) = runner.model.refine.necks.values()
+    assert any(not torch.equal(p, p.new_full((), 0.5).expand_as(p)) for p in (neck.policy.beta, neck.policy.magnitude))
+
+
+def test_search_longer_than_the_schedule(data, tmp_path):
+    hook = dict(type='mmsokd.PolicySearchHook', search_epochs=3)
+    with pytest.raises(ValueError, match=r'search_epochs=3: expected a search within the schedule of 4 iterations \(2 epochs\)'):
+        train(config(data, tmp_path, hooks=[hook]))
+
+
+def test_search_defaults_to_a_twelfth(data, tmp_path):
+    runner = train(config(data, tmp_path, hooks=[dict(type='mmsokd.PolicySearchHook')], epochs=2))
+    (hook,) = [h for h in runner.hooks if type(h).__name__ == 'PolicySearchHook']
+    assert hook._end == 1
+
+
+@pytest.mark.parametrize('keep', [[], None])
+def test_no_annotations(data, tmp_path, keep):
+    empty = make_pictures(tmp_path / 'pictures')
+    from mmengine.fileio import load
+
+    ann = load(f'{empty}/ann.json')
+    dump(dict(ann, annotations=[]), f'{empty}/ann.json')
+    cfg = config(empty, tmp_path / 'run', hooks=[dict(type='mmsokd.GuardHook')])
+    cfg.train_dataloader.dataset.filter_cfg = dict(filter_empty_gt=keep is None)
+    with pytest.raises(ValueError, match='expected annot'):
+        train(cfg)
+
+
+def test_nan_leaves_the_last_good_checkpoint(data, tmp_path):
+    from mmengine.hooks import Hook
+
+    runner = Runner.from_cfg(config(data, tmp_path, hooks=SOKD_HOOKS, epochs=3))
+
+    class Poison(Hook):
+        def before_train_epoch(self, runner):
+            if runner.epoch == 1:
+                with torch.no_grad():
+                    runner.model.teacher.neck.fpn_convs[0].conv.bias.fill_(float('nan'))
+
+    runner.register_hook(Poison())
+    with pytest.raises(FloatingPointError, match=r'distill\.loss_hint'):
+        runner.train()
+    last = Path((tmp_path / 'last_checkpoint').read_text())
+    assert last.name == 'epoch_1.pth'
+    state = torch.load(last, map_location='cpu')['state_dict']
+    assert all(value.isfinite().all() for value in state.values())
+
+
+def test_poisoned_weights_are_not_saved(data, tmp_path):
+    from mmengine.hooks import Hook
+
+    runner = Runner.from_cfg(config(data, tmp_path, hooks=SOKD_HOOKS, epochs=2))
+
+    class Poison(Hook):
+        def after_train_iter(self, runner, **_):
+            if runner.iter == 3:  # the last of the second epoch: no later step would notice
+                with torch.no_grad():
+                    runner.model.student.bbox_head.retina_cls.weight[0] = float('inf')
+
+    runner.register_hook(Poison())
+    with pytest.raises(FloatingPointError, match=r'student\.bbox_head\.retina_cls\.weight'):
+        runner.train()
+    assert Path((tmp_path / 'last_checkpoint').read_text()).name == 'epoch_1.pth'
+
+
+def test_exported_student_scores_the_same_in_the_plain_config(data, tmp_path):
+    hooks = [*SOKD_HOOKS, dict(type='mmsokd.StudentCheckpointHook')]
+    checkpoint = dict(type='CheckpointHook', interval=1, save_best='coco/bbox_mAP', rule='greater', max_keep_ckpts=1)
+    cfg = config(data, tmp_path / 'run', hooks=hooks, epochs=2, default_hooks=dict(checkpoint=checkpoint))
+    cfg.val_evaluator.metric = 'proposal'  # an untrained student has no AP, but it does recall something
+    cfg.test_evaluator.metric = 'proposal'
+    cfg.default_hooks.checkpoint.save_best = 'coco/AR@1000'
+    runner = train(cfg)
+    best = [p for p in (tmp_path / 'run').glob('best_*.pth')]
+    students = sorted(p.name for p in (tmp_path / 'run').glob('student_*.pth'))
+    assert len(best) == 1
+    assert students == sorted([f'student_{best[0].name}', 'student_epoch_2.pth'])
+    exported = tmp_path / 'run' / f'student_{best[0].name}'
+    score = torch.load(best[0])['message_hub']['runtime_info'].get('best_score')
+    assert score > 0
+
+    plain = config(data, tmp_path / 'plain', model=retinanet(16), load_from=str(exported))
+    plain.test_evaluator.metric = 'proposal'
+    MODELS.build(retinanet(16)).load_state_dict(torch.load(exported)['state_dict'], strict=True)
+    again = Runner.from_cfg(plain).test()['coco/AR@1000']
+    assert again == pytest.approx(score, abs=1e-9)
+    assert runner.epoch == 2
+
+
+def test_checkpoint_holds_no_teacher_and_the_wrong_config_is_told(data, tmp_path):
+    train(config(data, tmp_path, hooks=SOKD_HOOKS, epochs=1))
+    checkpoint = torch.load(tmp_path / 'epoch_1.pth')
+    assert {name.split('.')[0] for name in checkpoint['state_dict']} == {'student', 'terms', 'areas', 'refine'}
+    assert {'policy_search', 'optimizer'} <= set(checkpoint)
+    exported = export_student(checkpoint)
+    torch.save(exported, tmp_path / 'student.pth')
+    load_student(MODELS.build(retinanet(16)), tmp_path / 'student.pth')
+    with pytest.raises(ValueError, match=r'checkpoint: expected weights of RetinaNet, found that \d+ of \d+ keys'):
+        load_student(MODELS.build(retinanet(20)), tmp_path / 'student.pth')
+    with pytest.raises(ValueError, match="expected a distiller's"):
+        export_student(exported)
+
+
+def test_ema_holds_no_teacher(data, tmp_path):
+    hooks = [*SOKD_HOOKS, dict(type='EMAHook', momentum=0.1)]
+    train(config(data, tmp_path, hooks=hooks, epochs=1))
+    names = torch.load(tmp_path / 'epoch_1.pth')['ema_state_dict']
+    roots = {name.removeprefix('module.').split('.')[0] for name in names if name != 'steps'}
+    assert roots == {'student', 'terms', 'areas', 'refine'}
+
+
+def test_areas_are_drawn(data, tmp_path):
+    hooks = [*SOKD_HOOKS, dict(type='mmsokd.DAMHook', num_images=2)]
+    train(config(data, tmp_path, hooks=hooks, epochs=1))
+    pictures = sorted(tmp_path.glob('*/vis_data/areas/*.png'))
+    assert [p.name for p in pictures] == ['iter_2_loss_hint_0.png', 'iter_2_loss_hint_1.png']
+    picture = cv2.imread(str(pictures[0]))
+    assert picture.shape[1] == 2 * picture.shape[0] == 640
+    assert picture.std() > 10
+
+
+class Recorder:
+    """A stand-in for a runner: DAMHook and PolicySearchHook read an iteration, a model and a logger off it."""
+
+    def __init__(self, model):
+        self.model, self.iter, self.lines = model, 0, []
+        self.logger = self
+
+    def warning(self, text):
+        self.lines.append(text)
+
+    def log(self, _, text):
+        self.lines.append(text)
+
+
+def test_collapse_is_told_once():
+    from mmsokd.hooks import DAMHook
+    from tests.builders import distiller
+
+    runner, hook = Recorder(distiller()), DAMHook(num_images=0, log_interval=1)
+    for _ in range(2):
+        hook.after_train_iter(runner, 0, outputs={'sokd.heat_std': torch.tensor(1e-6), 'sokd.mask_cover': torch.tensor(0.99)})
+    assert [line.split(' ')[0] for line in runner.lines] == ['sokd.heat_std', 'sokd.mask_cover']
+    fine = Recorder(runner.model)
+    DAMHook(num_images=0, log_interval=1).after_train_iter(
+        fine, 0, outputs={'sokd.heat_std': torch.tensor(0.1), 'sokd.mask_cover': torch.tensor(0.3)}
+    )
+    assert fine.lines == []
+
+
+def test_blank_feature_is_told_once():
+    from mmsokd.hooks import PolicySearchHook
+    from tests.builders import distiller
+
+    runner = Recorder(distiller())
+    hook = PolicySearchHook(log_interval=1)
+    hook.before_run(runner)
+    for ratio in (1.0, 0.3, 0.2):
+        hook.after_train_iter(runner, 0, outputs={'sokd.norm_ratio': torch.tensor(ratio)})
+    assert len(runner.lines) == 1
+    assert 'sokd.norm_ratio is 0.30' in runner.lines[0]
+    assert 'Rotate' in runner.lines[0]
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(mode='unroled'), "did you mean 'unrolled'"),
+        (dict(search_epochs=1, search_iters=2), 'found both'),
+        (dict(search_iters=-1), 'search_iters: expected an integer >= 0, found -1'),
+    ],
+)
+def test_search_options_are_checked(kwargs, message):
+    from mmsokd.hooks import PolicySearchHook
+
+    with pytest.raises(ValueError, match=message):
+        PolicySearchHook(**kwargs)

@@ -1,0 +1,64 @@
+"""What README and docs say is so: the links lead somewhere, the ten lines build, and the tables name what is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import MODELS as ROOT_MODELS
+
+import mmsokd.hooks
+import mmsokd.losses
+from mmsokd.distillers import SoKDDistiller
+from tests.builders import retinanet
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page):
+    links = re.findall(r'\]\(([^)#\s]+)', page.read_text())
+    missing = [link for link in links if '://' not in link and not (page.parent / link).exists()]
+    assert not missing
+
+
+def ten_lines(page):
+    return next(b for b in re.findall(r'```python\n(.*?)```', page.read_text(), re.S) if b.startswith('_base_'))
+
+
+def test_ten_lines_are_ten_and_the_same_everywhere():
+    code = ten_lines(ROOT / 'README.md')
+    assert len(code.strip().splitlines()) == 10
+    assert ten_lines(ROOT / 'docs/get_started.md') == code
+
+
+def test_ten_lines_build(tmp_path):
+    """With a small student and a small teacher in place of the names in it."""
+    Config(dict(model=retinanet(16), default_scope='mmdet')).dump(tmp_path / 'my_retinanet_r18.py')
+    Config(dict(model=retinanet(24), default_scope='mmdet')).dump(tmp_path / 'teacher.py')
+    code = ten_lines(ROOT / 'README.md')
+    for old, new in {
+        'path/to/configs': str(ROOT / 'configs'),
+        "'mmdet::retinanet/retinanet_r101_fpn_2x_coco.py', checkpoint='r101.pth'": repr(str(tmp_path / 'teacher.py')),
+    }.items():
+        assert old in code
+        code = code.replace(old, new)
+    (tmp_path / 'my_sokd.py').write_text(code)
+    cfg = Config.fromfile(tmp_path / 'my_sokd.py')
+    model = ROOT_MODELS.build(cfg.model)
+    assert isinstance(model, SoKDDistiller)
+    assert model.refine is not None
+    assert model.areas is not None
+    assert {hook.type for hook in cfg.custom_hooks} == {f'mmsokd.{name}' for name in mmsokd.hooks.__all__}
+
+
+def test_readme_lists_the_losses():
+    text = (ROOT / 'README.md').read_text()
+    losses = {name for name in mmsokd.losses.__all__ if name.endswith('Loss')}
+    assert set(re.findall(r'^\| host \| `(\w+)`', text, re.M)) == losses
+
+
+def test_config_page_lists_the_hooks():
+    text = (ROOT / 'docs/config.md').read_text()
+    assert set(re.findall(r'^\| `(\w+Hook)` \|', text, re.M)) == set(mmsokd.hooks.__all__)
