@@ -23,7 +23,7 @@ from mmsokd.export import export_student, load_student
 
 # What mmdet's and mmpretrain's own tools/test.py do where the config has no tta_model: average over flips.
 FLIP_TTA = {
-    'mmdet': dict(type='mmdet.DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
+    'mmdet': dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
     'mmpretrain': dict(type='mmpretrain.AverageClsScoreTTA'),
 }
 

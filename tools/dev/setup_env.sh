@@ -92,6 +92,10 @@ check_disk() {
 
 clock() { printf '%d:%02d' $((SECONDS / 60)) $((SECONDS % 60)); }
 
+progress() { # ninja's counter where something is being compiled, else pip's last line
+    tail -n 60 "$LOG" | grep -oE '\[[0-9]+/[0-9]+\]' | tail -n 1 || tail -n 1 "$LOG" | cut -c 1-100
+}
+
 step() { # step LABEL COMMAND...: output to the log; a line now, one every 30 s, and the log's tail if it fails
     local label=$1 pid next=$((SECONDS + 30))
     shift
@@ -105,8 +109,7 @@ step() { # step LABEL COMMAND...: output to the log; a line now, one every 30 s,
     while kill -0 $pid 2>/dev/null; do
         sleep 0.5
         if [ $SECONDS -ge $next ]; then
-            # with ninja's counter, where something is being compiled
-            echo "[$(clock)]   ... $(tail -n 40 "$LOG" | grep -o '^ *\[[0-9]*/[0-9]*\]' | tail -n 1 || true)"
+            echo "[$(clock)]   ... $(progress)"
             next=$((SECONDS + 30))
         fi
     done
@@ -129,7 +132,7 @@ build_mmcv() { # with the ops that mmdet imports
     MMCV_WITH_OPS=1 MAX_JOBS=$jobs PATH=$(cd "$VENV/bin" && pwd):$PATH install -v --no-build-isolation "$(grep -E '^(onedl-)?mmcv==' "$PINS")"
 }
 
-link_mmsokd() { # as `setup.py develop` did: MMEngine and mim find no package that a PEP 517 `pip install -e` placed
+link_mmsokd() { # as `setup.py develop` did: mim finds no package that an editable install by PEP 660 placed
     "$PY" setup.py --quiet egg_info link_mim
     pwd >"$("$PY" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/mmsokd.pth"
 }
