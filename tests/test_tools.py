@@ -84,6 +84,7 @@ def test_exported_student_scores_as_in_training(folder, checkpoint, exported):
     """Validated at the end of training; the distiller's config with its checkpoint; the plain one with the exported."""
     (log,) = (folder / 'work').glob('*/vis_data/scalars.json')
     trained = json.loads(log.read_text().splitlines()[-1])['coco/bbox_mAP']
+    assert trained > 0  # else all are alike
     predictions = folder / 'predictions.pkl'
     work = ('--work-dir', folder / 'test')
     distilled = succeed(TOOLS / 'test.py', folder / 'distiller.py', checkpoint, *work, '--out', predictions)
