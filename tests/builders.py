@@ -53,7 +53,7 @@ def retinanet(channels: int = 16, base: int = 8, levels: int = 3, **kwargs) -> d
             allowed_border=-1,
             pos_weight=-1,
         ),
-        test_cfg=dict(nms_pre=100, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=10),
+        test_cfg=dict(nms_pre=100, score_thr=0.001, nms=dict(type='nms', iou_threshold=0.5), max_per_img=10),
     )
     model.update(kwargs)
     return model

@@ -45,6 +45,24 @@ def build_runner(cfg: Config) -> Runner:
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
+def train(cfg: Config) -> None:
+    """Train; a data set from which mmdet's filter removes every picture is told as such.
+
+    mmdet builds it before any hook runs, and fails on concatenating nothing.
+    """
+    try:
+        build_runner(cfg).train()
+    except ValueError as error:
+        if 'need at least one array to concatenate' not in str(error):
+            raise
+        dataset = cfg.train_dataloader.dataset
+        raise SystemExit(
+            'train_dataloader.dataset: expected annotated pictures, found none in '
+            f'ann_file={dataset.get("ann_file")!r} under data_root={dataset.get("data_root")!r}; do metainfo.classes have '
+            'the names of that file?'
+        ) from error
+
+
 def _set_collate(cfg: Config) -> None:
     """Set what mmpretrain's configs leave to its own tools/train.py, and its models cannot do without."""
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):

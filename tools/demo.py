@@ -135,8 +135,8 @@ def report(rows: list[dict[str, Any]], pictures: list[Path], args: argparse.Name
     areas = '\n'.join(f'![areas]({path.relative_to(args.work_dir)})' for path in pictures)
     return (
         f'# mmsokd demo\n\n{table(rows)}\n\n'
-        f'SoKD against the student alone: {gain:+.1f} AP, one seed ({args.seed}), in {seconds / 60:.1f} minutes. A teacher '
-        'and pictures of this size show that the parts work; they do not measure the method.\n\n'
+        f'SoKD against the student alone: {gain:+.1f} AP, one seed ({args.seed}), in {seconds / 60:.1f} minutes. A '
+        'teacher and pictures of this size show that the parts work; they do not measure the method.\n\n'
         'Detected areas, left the boxes (a colour a pyramid level), right the heatmap:\n\n'
         f'{areas}\n'
     )

@@ -105,7 +105,10 @@ def load_checkpoint(student: nn.Module, filename: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(folder) / Path(filename).name
         torch.save(export_student(dict(state_dict=state)), exported)
-        load_student(student, exported)
+        try:
+            load_student(student, exported)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(exported), filename)) from None  # the file that the user knows
 
 
 def main() -> None:

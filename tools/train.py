@@ -2,7 +2,7 @@
 
 import argparse
 
-from _cli import build_runner, load_config, make_parser
+from _cli import load_config, make_parser, train
 from mmengine.config import Config
 
 import mmsokd  # noqa: F401  registers the scope, so that a config may use it without custom_imports
@@ -47,7 +47,7 @@ def main() -> None:
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
-    build_runner(cfg).train()
+    train(cfg)
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
 """The nine feature operations: pure functions of a feature, a strength and given randomness, and their table.
 
-Operations and ranges follow the authors' development fork; units, Cutout, Noise and ChannelShuffle are mended (ours, said
-at each). Every op takes ``feat`` (N, C, H, W), ``v`` (N,) and its :class:`Randomness`, on one device, keeps the feature's dtype and memory format,
-and never waits for the device.
+Operations and ranges follow the authors' development fork; units, Cutout, Noise and ChannelShuffle are mended (ours,
+said at each). Every op takes ``feat`` (N, C, H, W), ``v`` (N,) and its :class:`Randomness`, on one device, keeps the
+feature's dtype and memory format, and never waits for the device.
 """
 
 from collections.abc import Callable
@@ -98,8 +98,8 @@ def _warp(
 def cutout(feat: Tensor, v: Tensor, rand: Randomness) -> Tensor:
     """Zero a rectangle of whole cells in each sample.
 
-    Ours (the fork draws one place for the batch and rounds to nothing on small maps): each side is ``v`` times the map's,
-    rounded, and at least one cell where ``v > 0``; a rectangle that would leave the map is moved back inside.
+    Ours (the fork draws one place for the batch and rounds to nothing on small maps): each side is ``v`` times the
+    map's, rounded, and at least one cell where ``v > 0``; a rectangle that would leave the map is moved back inside.
 
     The value is hard. The gradient for ``v`` is that of a rectangle with an edge one cell soft.
 
@@ -188,7 +188,7 @@ def _cells(size: int, like: Tensor) -> Tensor:
 
 
 def _wide_dtype(feat: Tensor) -> torch.dtype:
-    return torch.promote_types(feat.dtype, torch.float32)
+    return torch.float64 if feat.dtype == torch.float64 else torch.float32
 
 
 def _wide(feat: Tensor) -> Tensor:

@@ -85,8 +85,11 @@ class FeatureAugmentationNeck(BaseModule):
         """Draw for one step. While searching, the draw carries fresh leaves of the policy on ``device``."""
         chi = self._exposed
         if chi is None and self.searching:
-            chi = {name: value.to(device).clone().requires_grad_() for name, value in self.policy.tensors().items()}
-        return self.policy.sample(batch_size if self.per_sample else 1, chi)
+            chi = {
+                name: value.to(device, non_blocking=True).clone().requires_grad_()
+                for name, value in self.policy.tensors().items()
+            }
+        return self.policy.sample(batch_size if self.per_sample else 1, chi, advance=not self.is_exposed)
 
     def forward(self, feats: Sequence[Tensor], draw: Draw) -> list[Tensor]:
         """``F~_t``: the levels (N, C, H, W), each refined by the same draw.
@@ -96,11 +99,11 @@ class FeatureAugmentationNeck(BaseModule):
         """
         if draw.chi is None:
             with torch.no_grad():
-                return [self._apply(feat, draw) for feat in feats]
+                return [self._refine(feat, draw) for feat in feats]
         with torch.enable_grad(), torch.autocast(feats[0].device.type, enabled=False):
-            return [self._search_apply(feat.detach().float(), draw) for feat in feats]
+            return [self._search_refine(feat.detach().float(), draw) for feat in feats]
 
-    def _apply(self, feat: Tensor, draw: Draw) -> Tensor:
+    def _refine(self, feat: Tensor, draw: Draw) -> Tensor:
         """Only what fires is computed. Everything here that steers Python lies on the host."""
         fires = draw.fires
         for i in range(2):
@@ -109,11 +112,11 @@ class FeatureAugmentationNeck(BaseModule):
                 feat = self._run(name, feat, levels, rows, draw)
         return feat
 
-    def _search_apply(self, feat: Tensor, draw: Draw) -> Tensor:
+    def _search_refine(self, feat: Tensor, draw: Draw) -> Tensor:
         """The hard value, with the gradients of the estimators."""
         original = feat
-        index = draw.choice.to(feat.device)
-        fires = draw.fires.to(feat.device)  # (B, 2)
+        index = draw.choice.to(feat.device, non_blocking=True)
+        fires = draw.fires.to(feat.device, non_blocking=True)  # (B, 2)
         magnitude = draw.chi['magnitude'][index].clamp(0, 1)  # (B, 2)
         relaxed = self._relaxed(draw, feat.device)
         straight = torch.zeros_like(magnitude[:, 0])
@@ -125,7 +128,9 @@ class FeatureAugmentationNeck(BaseModule):
                 levels = magnitude[rows, i]
                 after = self._run(name, after, levels if pathwise else levels.detach(), rows, draw)
                 if not pathwise:
-                    straight = straight.index_add(0, rows.to(feat.device), (fires[rows, i] * levels).to(straight))
+                    straight = straight.index_add(
+                        0, rows.to(feat.device, non_blocking=True), (fires[rows, i] * levels).to(straight)
+                    )
             gate = fires[:, i]
             feat = torch.where(_per_sample(gate, feat) > 0, after, before)
             if relaxed is not None:
@@ -142,8 +147,8 @@ class FeatureAugmentationNeck(BaseModule):
         """The soft weight of the drawn sub-policy (B,) and the soft gates of its operations (B, 2)."""
         if self.estimator == 'relax':
             return None
-        u_choice, u_gate = (u.to(device) for u in draw.uniforms)
-        index, rows = draw.choice.to(device), torch.arange(len(draw.choice), device=device)
+        u_choice, u_gate = (u.to(device, non_blocking=True) for u in draw.uniforms)
+        index, rows = draw.choice.to(device, non_blocking=True), torch.arange(len(draw.choice), device=device)
         weight = (categorical_scores(draw.chi['alpha'], u_choice) / self.temperature).softmax(-1)[rows, index]
         gates = torch.sigmoid(bernoulli_scores(draw.chi['beta'], u_gate) / self.temperature)[rows, index]
         return weight, gates
@@ -154,7 +159,7 @@ class FeatureAugmentationNeck(BaseModule):
         rand = draw.randomness(feat, noise=name == 'Noise')
         if len(draw.choice) == 1:
             return op.function(feat, op.strength(levels).expand(len(feat)), rand)
-        index = rows.to(feat.device)
+        index = rows.to(feat.device, non_blocking=True)
         noise = None if rand.noise is None else rand.noise[index]
         part = Randomness(rand.centre[index], rand.order, rand.chosen, rand.keep[index], noise)
         return feat.index_copy(0, index, op.function(feat[index], op.strength(levels), part))
@@ -192,7 +197,7 @@ class FeatureAugmentationNeck(BaseModule):
         """RELAX's gradients of alpha, beta and the control variate's weights; both draws as one vector of 36 * 3."""
         device = objective.device
         alpha, beta = draw.chi['alpha'], draw.chi['beta']
-        u_choice, u_gate = (u.to(device) for u in draw.uniforms)
+        u_choice, u_gate = (u.to(device, non_blocking=True) for u in draw.uniforms)
         generator = torch.Generator().manual_seed(draw.seed + 1)
         fresh_choice, fresh_gate = (torch.rand(u.shape, generator=generator).to(device) for u in draw.uniforms)
         choice, gates = draw.choice.to(device), draw.gates.to(device)
@@ -237,13 +242,13 @@ class FeatureAugmentationNeck(BaseModule):
     @contextmanager
     def exposed(self, device: torch.device | str = 'cpu') -> Iterator[dict[str, Tensor]]:
         """Let every draw inside carry the yielded leaves, and be the draw of the step that follows."""
-        draws = self.policy.draws
-        self._exposed = {n: v.to(device).clone().requires_grad_() for n, v in self.policy.tensors().items()}
+        self._exposed = {
+            n: v.to(device, non_blocking=True).clone().requires_grad_() for n, v in self.policy.tensors().items()
+        }
         try:
             yield self._exposed
         finally:
             self._exposed = None
-            self.policy.draws = draws
 
 
 def _by_op(draw: Draw, position: int, wanted: Tensor) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from mmengine.dist import get_rank
 from torch import Tensor, nn
 
 from mmsokd.augment.feature_ops import FEATURE_OPS, Randomness
-from mmsokd.relax import bernoulli_scores, categorical_scores
+from mmsokd.relax import PROBABILITY_MARGIN, bernoulli_scores, categorical_scores
 
 SUB_POLICIES = list(combinations(FEATURE_OPS, 2))  # the unordered pairs of distinct operations: C(9, 2) = 36
 
@@ -81,16 +81,17 @@ class Policy(nn.Module):
     @torch.no_grad()
     def clamp_(self) -> None:
         """Bring probabilities and levels back into [0, 1] after a step."""
-        self.beta.clamp_(0, 1)
+        self.beta.clamp_(PROBABILITY_MARGIN, 1 - PROBABILITY_MARGIN)  # beyond, a gate would have no gradient back
         self.magnitude.clamp_(0, 1)
 
-    def sample(self, rows: int, chi: Mapping[str, Tensor] | None = None) -> Draw:
+    def sample(self, rows: int, chi: Mapping[str, Tensor] | None = None, advance: bool = True) -> Draw:
         """Draw ``rows`` sub-policies: Gumbel-max over log softmax(alpha), each operation's gate by a logistic draw.
 
-        The random numbers depend on the seed, the rank and how many draws were made before, and on nothing else.
+        The random numbers depend on the seed, the rank and how many draws were made before, and on nothing else;
+        without ``advance`` the next call draws the same.
         """
         seed = (torch.initial_seed() + 1_000_003 * get_rank() + 7_919 * self.draws) % 2**63
-        self.draws += 1
+        self.draws += advance
         generator = torch.Generator().manual_seed(seed)
         u_choice = torch.rand(rows, len(self.alpha), generator=generator)
         u_gate = torch.rand(rows, len(self.alpha), 2, generator=generator)

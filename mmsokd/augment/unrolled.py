@@ -14,8 +14,8 @@ def unrolled_gradient(
 
     .. math:: \nabla_\chi L(w', \chi) - \eta \frac{\nabla_\chi L(w^+, \chi) - \nabla_\chi L(w^-, \chi)}{2 \epsilon}
 
-    with :math:`w' = w - \eta \nabla_w L(w, \chi)`, :math:`v = \nabla_{w'} L(w', \chi)`, :math:`w^\pm = w \pm \epsilon v`
-    and :math:`\epsilon = scale / \|v\|`. The first, direct term is left out in the authors' fork.
+    with :math:`w' = w - \eta \nabla_w L(w, \chi)`, :math:`v = \nabla_{w'} L(w', \chi)`, :math:`w^\pm = w \pm
+    \epsilon v` and :math:`\epsilon = scale / \|v\|`. The first, direct term is left out in the authors' fork.
 
     Args:
         loss: recomputes L from the weights and chi as they stand; must be the same function at every call.

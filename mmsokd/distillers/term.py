@@ -233,7 +233,8 @@ def _build_loss(key: str, cfg: dict) -> nn.Module:
 
         near = nearest(kind.rpartition('.')[2], mmsokd.losses.__all__)
         raise ValueError(f'{key}.type: expected a registered loss, found {kind!r}; nearest: {near}')
-    accepted = inspect.signature(cls).parameters
+    # nn.Module's own __init__ takes anything, to say no later
+    accepted = {} if cls.__init__ is nn.Module.__init__ else inspect.signature(cls).parameters
     keys = ['tap', 'student_tap', 'teacher_tap', 'adapter', 'teacher', 'loss_weight', 'refine', 'areas', *accepted]
     if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
         for name in cfg:

@@ -28,7 +28,8 @@ def at_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None, p: f
     .. math:: \frac{1}{NHW} \| Q_s - Q_t \|^2, \quad Q = \frac{\mathrm{vec}\, \mathrm{mean}_c |F_c|^p}{\| \cdot \|_2}
 
     Args:
-        student, teacher: features (N, C, H, W) and (N, C', H, W): the channels may differ. The teacher is a constant.
+        student, teacher: features (N, C, H, W) and (N, C', H, W): the channels may differ.
+            The distiller hands the teacher over without a graph.
         weight: position weights (N, 1, H, W); the mean is then taken over what they weigh.
         p: exponent of the activation.
 
@@ -42,7 +43,7 @@ def at_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None, p: f
             f'expected maps of one size, found student {tuple(student.shape)}, teacher {tuple(teacher.shape)}; '
             "give this term adapter=dict(type='mmsokd.ConvAdapter', resize='bilinear') or tap another layer"
         )
-    difference = attention_map(student, p) - attention_map(teacher.detach(), p)
+    difference = attention_map(student, p) - attention_map(teacher, p)
     return mean_over_positions(difference**2, weight)
 
 

@@ -15,7 +15,8 @@ def fitnet_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None) 
     The paper sums and halves; the benchmarks that everybody compares with take the mean, and so do we.
 
     Args:
-        student, teacher: features (N, C, H, W), or any equal shape. The teacher is a constant.
+        student, teacher: features (N, C, H, W), or any equal shape.
+            The distiller hands the teacher over without a graph.
         weight: position weights (N, 1, H, W), e.g. SoKD's areas; the mean is then taken over what they weigh.
 
     Returns: scalar >= 0; zero iff both agree (where weighed).
@@ -24,7 +25,7 @@ def fitnet_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None) 
         ValueError: the shapes differ.
     """
     check_same_shape(student, teacher)
-    return mean_over_positions((student - teacher.detach()) ** 2, weight)
+    return mean_over_positions((student - teacher) ** 2, weight)
 
 
 @MODELS.register_module()

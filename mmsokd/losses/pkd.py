@@ -31,7 +31,8 @@ def pkd_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> 
     with ``r`` the mean over the channels of Pearson's correlation.
 
     Args:
-        student, teacher: features (N, C, H, W) of one shape. The teacher is a constant.
+        student, teacher: features (N, C, H, W) of one shape.
+            The distiller hands the teacher over without a graph.
         weight: position weights (N, 1, H, W); the mean is then taken over what they weigh, the statistics over all.
 
     Returns: scalar in [0, 2] (unweighted); zero iff each channel agrees up to scale > 0 and shift.
@@ -40,7 +41,7 @@ def pkd_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> 
         ValueError: the shapes differ.
     """
     check_same_shape(student, teacher)
-    return 0.5 * mean_over_positions((standardize(student) - standardize(teacher.detach())) ** 2, weight)
+    return 0.5 * mean_over_positions((standardize(student) - standardize(teacher)) ** 2, weight)
 
 
 @MODELS.register_module()

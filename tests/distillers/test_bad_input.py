@@ -43,7 +43,7 @@ def terms(**kwargs):
         (dict(terms=terms(adapter='conv')), r"terms\.loss_hint\.adapter: .*found 'conv'"),
         (dict(terms=terms(adapter=None)), r'equal channels without an adapter, found 16 and 24'),
         (dict(terms=terms(refine='no')), r"terms\.loss_hint\.refine: .*found 'no'"),
-        (dict(teacher=retinanet(16, levels=2)), r'found strides \[8, 16, 32\] .* and \[8, 16\]'),
+        (dict(student=retinanet(16, levels=4)), r'found strides \[8, 16, 32, 64\] .* and \[8, 16, 32\]'),
         (
             dict(terms=dict(loss_a=dict(type='mmsokd.FitNetLoss', student_tap='neck[0]', teacher_tap='neck[1]'))),
             r"resize='bilinear'",

@@ -150,10 +150,10 @@ def test_nothing_keeps_autograd_tensors():
 def test_teacher_stops_after_its_deepest_tap():
     model = distiller('Distiller', terms=dict(loss_hint=dict(FITNET, tap='backbone.layer3')))
     runs = []
-    for name in ('backbone.layer3', 'backbone.layer4', 'neck', 'bbox_head'):
+    for name in ('backbone.layer2', 'backbone.layer3.1.conv2', 'backbone.layer4', 'neck', 'bbox_head'):
         model.teacher.get_submodule(name).register_forward_hook(lambda *_, n=name: runs.append(n))
     losses_of(model)
-    assert runs == ['backbone.layer3']
+    assert runs == ['backbone.layer2', 'backbone.layer3.1.conv2']
 
 
 def test_a_tapped_head_runs_just_so_far():
@@ -245,7 +245,7 @@ def test_several_teachers_and_the_student_itself():
     terms = dict(
         loss_a=dict(FITNET, teacher='big'),
         loss_b=dict(FITNET, teacher='small', adapter=dict(type='mmsokd.ConvAdapter')),
-        loss_self=dict(FITNET, student_tap='backbone.layer2', teacher_tap='backbone.layer2', teacher='student'),
+        loss_self=dict(FITNET, tap='backbone.layer2', teacher='student'),
     )
     model = distiller('Distiller', teacher=None, teachers=dict(big=retinanet(24), small=retinanet(16)), terms=terms)
     losses = losses_of(model)

@@ -7,6 +7,6 @@ model = dict(
     _delete_=True,
     type='mmsokd.Distiller',
     student=_base_.model,
-    teacher=dict(cfg='configs/detection/bccd/retinanet_r18-wide_24e_bccd.py', checkpoint='bccd_teacher.pth'),
+    teacher=dict(cfg='{{ fileDirname }}/retinanet_r18-wide_24e_bccd.py', checkpoint='bccd_teacher.pth'),
     terms=dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='neck', loss_weight=1.0)),
 )

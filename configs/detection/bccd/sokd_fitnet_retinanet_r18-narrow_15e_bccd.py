@@ -6,7 +6,7 @@ model = dict(
     _delete_=True,
     type='mmsokd.SoKDDistiller',
     student=_base_.model,
-    teacher=dict(cfg='configs/detection/bccd/retinanet_r18-wide_24e_bccd.py', checkpoint='bccd_teacher.pth'),
+    teacher=dict(cfg='{{ fileDirname }}/retinanet_r18-wide_24e_bccd.py', checkpoint='bccd_teacher.pth'),
     terms=dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='neck', loss_weight=1.0)),
     refine=dict(type='mmsokd.FeatureAugmentationNeck'),
     areas=dict(type='mmsokd.DistinctiveAreaDetector', num_areas=16),
