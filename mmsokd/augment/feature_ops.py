@@ -81,14 +81,14 @@ def _warp(
     """Output cell (x, y) reads the input at ``(xx x + xy y + x0, yx x + yy y + y0)``; zero outside."""
     wide = _wide(feat)
     # By hand and not by F.affine_grid: that is a matrix product, which autocast would do in half precision.
-    x, y = (_cells(size, wide) * 2 - 1 for size in (feat.shape[3], feat.shape[2]))
-    x, y = x[None, None, :], y[None, :, None]
-    xx, xy, x0, yx, yy, y0 = (
+    N, _, H, W = feat.shape
+    x = (_cells(W, wide) * 2 - 1)[None, None, :]
+    y = (_cells(H, wide) * 2 - 1)[None, :, None]
+    xx, xy, x0, yx, yy, y0 = [
         c.to(wide)[:, None, None] if isinstance(c, Tensor) else c for c in (xx, xy, x0, yx, yy, y0)
-    )
-    shape = (feat.shape[0], *feat.shape[2:])
-    columns, rows = (t.expand(shape) for t in (xx * x + xy * y + x0, yx * x + yy * y + y0))
-    grid = torch.stack([columns, rows], dim=-1)
+    ]
+    columns, rows = xx * x + xy * y + x0, yx * x + yy * y + y0
+    grid = torch.stack([columns.expand(N, H, W), rows.expand(N, H, W)], dim=-1)
     return _like(F.grid_sample(wide, grid, mode='bilinear', padding_mode='zeros', align_corners=False), feat)
 
 
@@ -109,8 +109,11 @@ def cutout(feat: Tensor, v: Tensor, rand: Randomness) -> Tensor:
         rand: its ``centre``.
     """
     v = v.to(_wide_dtype(feat))
-    x, y = (_cutout_axis(size, v, rand.centre[:, i].to(v)) for i, size in enumerate((feat.shape[3], feat.shape[2])))
-    hard, soft = (1 - b[:, None, :, None] * a[:, None, None, :] for a, b in zip(x, y, strict=True))
+    H, W = feat.shape[2:]
+    hard_x, soft_x = _cutout_axis(W, v, rand.centre[:, 0].to(v))
+    hard_y, soft_y = _cutout_axis(H, v, rand.centre[:, 1].to(v))
+    hard = 1 - hard_y[:, None, :, None] * hard_x[:, None, None, :]
+    soft = 1 - soft_y[:, None, :, None] * soft_x[:, None, None, :]
     return _like(feat * straight_through(hard, soft).to(feat.dtype), feat)
 
 

@@ -15,6 +15,7 @@ from mmsokd.augment.policy import SUB_POLICIES, Draw, Policy
 from mmsokd.checks import check_choice
 from mmsokd.registry import MODELS
 from mmsokd.relax import (
+    PROBABILITY_MARGIN,
     bernoulli_scores,
     categorical_scores,
     conditional_bernoulli_scores,
@@ -99,7 +100,7 @@ class FeatureAugmentationNeck(BaseModule):
         """
         if draw.chi is None:
             with torch.no_grad():
-                return [self._refine(feat, draw) for feat in feats]
+                return [self._refine(feat.detach(), draw) for feat in feats]  # no_grad alone: no op, the same tensor
         with torch.enable_grad(), torch.autocast(feats[0].device.type, enabled=False):
             return [self._search_refine(feat.detach().float(), draw) for feat in feats]
 
@@ -125,12 +126,11 @@ class FeatureAugmentationNeck(BaseModule):
             after = feat
             for name, rows in _by_op(draw, i, torch.ones(len(draw.choice), dtype=torch.bool)).items():
                 pathwise = self.magnitude_grad == 'pathwise' and self.ops[name].differentiable
-                levels = magnitude[rows, i]
+                on_device = rows.to(feat.device, non_blocking=True)
+                levels = magnitude[on_device, i]
                 after = self._run(name, after, levels if pathwise else levels.detach(), rows, draw)
                 if not pathwise:
-                    straight = straight.index_add(
-                        0, rows.to(feat.device, non_blocking=True), (fires[rows, i] * levels).to(straight)
-                    )
+                    straight = straight.index_add(0, on_device, fires[on_device, i] * levels)
             gate = fires[:, i]
             feat = torch.where(_per_sample(gate, feat) > 0, after, before)
             if relaxed is not None:
@@ -198,18 +198,21 @@ class FeatureAugmentationNeck(BaseModule):
         device = objective.device
         alpha, beta = draw.chi['alpha'], draw.chi['beta']
         u_choice, u_gate = (u.to(device, non_blocking=True) for u in draw.uniforms)
-        generator = torch.Generator().manual_seed(draw.seed + 1)
-        fresh_choice, fresh_gate = (torch.rand(u.shape, generator=generator).to(device) for u in draw.uniforms)
-        choice, gates = draw.choice.to(device), draw.gates.to(device)
+        generator = torch.Generator().manual_seed(draw.seed + 2)
+        fresh = [torch.rand(u.shape, generator=generator) for u in draw.uniforms]
+        fresh_choice, fresh_gate = (u.to(device, non_blocking=True) for u in fresh)
+        choice, gates = (x.to(device, non_blocking=True) for x in (draw.choice, draw.gates))
         scores = _join(categorical_scores(alpha, u_choice), bernoulli_scores(beta, u_gate))
         conditional = _join(
             conditional_categorical_scores(alpha.expand_as(u_choice), choice, fresh_choice),
             conditional_bernoulli_scores(beta.expand_as(u_gate), gates, fresh_gate),
         )
-        probability = beta.clamp(1e-6, 1 - 1e-6)
+        probability = beta.clamp(PROBABILITY_MARGIN, 1 - PROBABILITY_MARGIN)
         log_p = alpha.log_softmax(0)[choice].sum()
         log_p = log_p + (gates * probability.log() + (1 - gates) * torch.log1p(-probability)).sum()
-        weights = {name: w.to(device).clone().requires_grad_() for name, w in self.control.tensors().items()}
+        weights = {
+            name: w.to(device, non_blocking=True).clone().requires_grad_() for name, w in self.control.tensors().items()
+        }
 
         def control(vectors: Tensor) -> Tensor:
             return torch.stack([self.control.apply_with(weights, vector) for vector in vectors]).mean()

@@ -25,7 +25,7 @@ class Draw:
     gates: Tensor  # (B, 36, 2) whether each operation would fire, 0 or 1
     magnitudes: Tensor  # (B, 2) levels of the sub-policy's operations, in [0, 1]
     uniforms: tuple[Tensor, Tensor]  # (B, 36) and (B, 36, 2), behind choice and gates
-    seed: int  # of the operations' own randomness
+    seed: int  # of the operations' own randomness, independent of the uniforms
     chi: Mapping[str, Tensor] | None = None
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class Draw:
         small = (x.to(feat.device, non_blocking=True) for x in (centre, order, chosen, keep))
         field = None
         if noise:
-            device_generator = torch.Generator(feat.device).manual_seed(self.seed)
+            device_generator = torch.Generator(feat.device).manual_seed(self.seed + 1)
             field = torch.randn(feat.shape, generator=device_generator, device=feat.device)
         return Randomness(*small, field)
 
@@ -95,9 +95,10 @@ class Policy(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         u_choice = torch.rand(rows, len(self.alpha), generator=generator)
         u_gate = torch.rand(rows, len(self.alpha), 2, generator=generator)
+        own = int(torch.randint(2**62, (), generator=generator))  # not `seed`: its numbers chose above
         choice = categorical_scores(self.alpha, u_choice).argmax(-1)
         gates = (bernoulli_scores(self.beta, u_gate) > 0).float()
-        return Draw(choice, gates, self.magnitude[choice].clamp(0, 1), (u_choice, u_gate), seed, chi)
+        return Draw(choice, gates, self.magnitude[choice].clamp(0, 1), (u_choice, u_gate), own, chi)
 
     def entropy(self) -> float:
         """Of the choice among the sub-policies, in nats; log 36 = 3.58 at the start."""

@@ -225,7 +225,7 @@ def test_compiles(name):
     op = FEATURE_OPS[name]
     v = op.strength(torch.tensor([0.8, 0.2]))
     torch._dynamo.reset()
-    compiled = torch.compile(op.function, backend='aot_eager')
+    compiled = torch.compile(op.function, backend='aot_eager', fullgraph=True)
     torch.testing.assert_close(compiled(feat, v, rand), op.function(feat, v, rand))
 
 
