@@ -2,8 +2,8 @@
 
     python tools/data/make_shapes.py --out work_dirs/demo/data --train 800 --val 150
 
-Hard on purpose, so that a small student does not saturate: shapes of 6 to 60 pixels, turned, squeezed and sheared, in a
-colour close to the ground's, textured themselves, overlapping, half out of the picture; then blur, noise and JPEG.
+Hard on purpose, so that a small student does not saturate: shapes of 9 to 60 pixels, turned, squeezed and sheared, in a
+colour drawn around the ground's, textured themselves, overlapping, half out of the picture; then blur, noise and JPEG.
 
 A shape that comes later hides what lies under it. Boxes, areas and masks are those of the *visible* part; a shape of
 which less than 30 % is visible (in the frame and not hidden) stays in the picture without an annotation. The same seed

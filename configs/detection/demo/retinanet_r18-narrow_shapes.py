@@ -27,7 +27,7 @@ model = dict(
         feat_channels=64,
         stacked_convs=2,
         norm_cfg=dict(type='GN', num_groups=8),
-        # half of RetinaNet's usual size: anchors of 16 .. 102 pixels for shapes of 7 .. 60
+        # half of RetinaNet's usual size: anchors of 16 .. 102 pixels for shapes of 9 .. 60
         anchor_generator=dict(
             type='AnchorGenerator',
             octave_base_scale=2,
