@@ -1,12 +1,13 @@
 """The demo: a teacher, a student alone, and the same student with SoKD, on pictures made here.
 
-    python tools/demo.py [--work-dir work_dirs/demo] [--epochs N] [--seeds 0 1 2]
+    python tools/demo.py [--work-dir work_dirs/demo] [--epochs N] [--seed 0]
 
 Ends with a table of what was measured, whoever wins, a report (``report.md``) and pictures of the detected areas.
 """
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -62,8 +63,9 @@ def train(name: str, config: str, args: argparse.Namespace, options: list[str]) 
     begin = time.time()
     folder.mkdir(parents=True)
     log = folder / 'console.log'
+    env = {**os.environ, 'PYTHONUNBUFFERED': '1'}  # its progress must come through the pipe line by line
     with log.open('w') as file:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for line in process.stdout:
             file.write(line)
             if 'Epoch(train)' in line or ('Epoch(val)' in line and 'coco/' in line):
@@ -120,7 +122,7 @@ def main() -> None:
     teacher = train('teacher', TEACHER, args, [])
     shutil.copy((args.work_dir / 'teacher' / 'last_checkpoint').read_text().strip(), checkpoint)
     student = train('student', STUDENT, args, [])
-    sokd = train('student + SoKD'.replace(' ', ''), SOKD, args, [f'model.teacher.checkpoint={checkpoint}'])
+    sokd = train('student+SoKD', SOKD, args, [f'model.teacher.checkpoint={checkpoint}'])
     rows = [teacher, student, {**sokd, 'run': 'student + SoKD'}]
     for row, config in zip(rows, (TEACHER, STUDENT, STUDENT), strict=True):
         row['params'] = count_parameters(config)
