@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from mmsokd.augment import FEATURE_OPS
 from mmsokd.augment.feature_ops import Randomness, rescaled_channel_drop
+from tests.strategies import features, memory_format
 
 AFFINE = ('ShearX', 'ShearY', 'TranslateX', 'TranslateY', 'Rotate')
 
@@ -181,20 +182,14 @@ def test_rescaled_drop_keeps_the_mean():
 # ---- for every op --------------------------------------------------------------------------------------------------
 
 
-@given(
-    name=st.sampled_from(sorted(FEATURE_OPS)), n=st.integers(1, 3), c=st.integers(1, 9), h=st.integers(1, 9),
-    w=st.integers(1, 9), m=st.floats(0, 1), last=st.booleans(),
-    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
-)  # fmt: skip
-def test_shape_dtype_and_format_stay(name, n, c, h, w, m, last, dtype):
-    form = torch.channels_last if last else torch.contiguous_format
-    feat = torch.randn(n, c, h, w).to(dtype).contiguous(memory_format=form)
-    before, rand = feat.clone(), randomness(n, c, h, w)
+@given(name=st.sampled_from(sorted(FEATURE_OPS)), feat=features(), m=st.floats(0, 1))
+def test_shape_dtype_and_format_stay(name, feat, m):
+    before, rand = feat.clone(), randomness(*feat.shape)
     v = FEATURE_OPS[name].strength(torch.tensor(m))
     out = run(name, feat, v, rand)
     assert out.shape == feat.shape
-    assert out.dtype == dtype
-    assert out.is_contiguous(memory_format=form)
+    assert out.dtype == feat.dtype
+    assert out.is_contiguous(memory_format=memory_format(feat))
     assert out.isfinite().all()
     assert torch.equal(feat, before)
     assert torch.equal(out, run(name, feat, v, rand))  # all randomness is an argument
