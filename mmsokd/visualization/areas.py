@@ -16,7 +16,7 @@ _COLOURS = [(80, 220, 80), (80, 220, 255), (60, 150, 255), (60, 60, 240), (220, 
 
 
 def draw_areas(inputs: Tensor, preprocessor: nn.Module, levels: Sequence[Detection]) -> list[np.ndarray]:
-    """One picture a sample: the input with each level's boxes in that level's colour, beside its heatmap.
+    """One picture a sample: the input with each level's boxes in that level's colour, beside the mean of the levels' stretched heatmaps.
 
     Args:
         inputs: the preprocessed batch (N, 3, H, W).
@@ -43,11 +43,15 @@ def _draw(image: np.ndarray, levels: Sequence[Detection], sample: int) -> np.nda
             x1, y1, x2, y2 = (round(v * s) for v, s in zip(box, (width / columns, height / rows) * 2, strict=True))
             cv2.rectangle(boxed, (x1, y1), (x2 - 1, y2 - 1), _COLOURS[i % len(_COLOURS)], 1)
         one = level.heat[sample].amax(0).float().cpu().numpy()
-        heat = np.maximum(heat, cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR))
-    low, high = float(heat.min()), float(heat.max())
-    scaled = np.uint8(255 * (heat - low) / max(high - low, 1e-6))
+        heat += cv2.resize(_stretch(one), (width, height), interpolation=cv2.INTER_LINEAR)
+    scaled = np.uint8(255 * _stretch(heat))
     overlay = cv2.addWeighted(image, 0.5, cv2.applyColorMap(scaled, cv2.COLORMAP_INFERNO), 0.5, 0)
     return np.hstack([boxed, overlay])
+
+
+def _stretch(heat: np.ndarray) -> np.ndarray:
+    """To [0, 1]: every level says where it is hot, however hot that is."""
+    return (heat - heat.min()) / max(float(heat.max() - heat.min()), 1e-6)
 
 
 def _pixels(inputs: Tensor, preprocessor: nn.Module) -> np.ndarray:
