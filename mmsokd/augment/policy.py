@@ -72,6 +72,7 @@ class Policy(nn.Module):
         self.alpha = torch.full((k,), 1e-3)
         self.beta = torch.full((k, 2), 0.5)
         self.magnitude = torch.full((k, 2), 0.5)
+        self.salt = 0  # tells apart the draws of several policies in one model
         self.draws = 0  # the clock of the draws, so that a resumed run goes on with the same ones
 
     def tensors(self) -> dict[str, Tensor]:
@@ -90,7 +91,7 @@ class Policy(nn.Module):
         The random numbers depend on the seed, the rank and how many draws were made before, and on nothing else;
         without ``advance`` the next call draws the same.
         """
-        seed = (torch.initial_seed() + 1_000_003 * get_rank() + 7_919 * self.draws) % 2**63
+        seed = (torch.initial_seed() + 1_000_003 * get_rank() + 104_729 * self.salt + 7_919 * self.draws) % 2**63
         self.draws += advance
         generator = torch.Generator().manual_seed(seed)
         u_choice = torch.rand(rows, len(self.alpha), generator=generator)

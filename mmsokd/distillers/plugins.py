@@ -61,6 +61,8 @@ class Refiner(BaseModule):
             )
         if neck.per_term:
             self.necks = ModuleDict({name: MODELS.build(copy.deepcopy(self._cfg)) for name in self.names})
+            for salt, neck in enumerate(self.necks.values()):
+                neck.policy.salt = salt
 
     def _connect_at(self, student: Sequence[FeatureSpec], teacher: Sequence[FeatureSpec]) -> None:
         self.pairs = match_levels(student, teacher)

@@ -47,13 +47,9 @@ class StudentCheckpointHook(Hook):
             return
         checkpoint = torch.load(source, map_location='cpu', weights_only=False)
         save_atomically(export_student(checkpoint), target)
-        if old is not None and old not in (target, *self._written.values()) and old.is_file():
-            old.unlink()
         self._written[key] = target
-        for other, path in list(self._written.items()):
-            if other != key and not path.with_name(path.name.removeprefix(self.prefix)).is_file() and path != target:
-                path.unlink(missing_ok=True)
-                del self._written[other]
+        if old is not None and old not in self._written.values():
+            old.unlink(missing_ok=True)
 
 
 def _best_checkpoints(runner: Runner) -> dict[str, str]:
