@@ -73,13 +73,13 @@ def find_module(root: nn.Module, path: str) -> nn.Module:
     Raises:
         UnknownTapError: there is none; the message names the nearest paths.
     """
-    modules = dict(root.named_modules())
-    if path not in modules:
-        near = nearest(path, (name for name in modules if name))
+    try:
+        return root.get_submodule(path)
+    except AttributeError:
+        near = nearest(path, (name for name, _ in root.named_modules() if name))
         raise UnknownTapError(
             f"tap: expected the path of a submodule of {type(root).__name__}, found '{path}'; nearest: {near}"
-        )
-    return modules[path]
+        ) from None
 
 
 class FeatureTap:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from tests.builders import retinanet
 from tests.hooks.test_training import config, make_pictures
@@ -48,7 +49,7 @@ def folder(tmp_path_factory):
     student = retinanet(16)
     student['test_cfg'] = dict(student['test_cfg'], score_thr=0.0)
     distiller = dict(
-        type='mmsokd.Distiller',
+        type='mmsokd.SoKDDistiller',
         student=student,
         teacher=retinanet(24),
         terms=dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='neck')),
@@ -56,7 +57,10 @@ def folder(tmp_path_factory):
     )
     models = dict(distiller=distiller, student=student, other=retinanet(24))
     for name, model in models.items():
-        config(data, folder / 'work', model=model, epochs=1, log_level='INFO').dump(folder / f'{name}.py')
+        cfg = config(data, folder / 'work', model=model, epochs=1, log_level='INFO')
+        if name == 'distiller':
+            cfg.custom_hooks = Config.fromfile(ROOT / 'configs' / '_base_' / 'sokd.py').custom_hooks
+        cfg.dump(folder / f'{name}.py')
     return folder
 
 

@@ -58,8 +58,8 @@ def train(cfg: Config) -> None:
         dataset = cfg.train_dataloader.dataset
         raise SystemExit(
             'train_dataloader.dataset: expected annotated pictures, found none in '
-            f'ann_file={dataset.get("ann_file")!r} under data_root={dataset.get("data_root")!r}; do metainfo.classes have '
-            'the names of that file?'
+            f'ann_file={dataset.get("ann_file")!r} under data_root={dataset.get("data_root")!r}; '
+            'do metainfo.classes have the names of that file?'
         ) from error
 
 

@@ -166,7 +166,7 @@ class DistinctiveAreaDetector(BaseModule):
 
     def _agreement(self, ours: AreaMaps, theirs: AreaMaps) -> Tensor:
         """L_D of one level: the mean squared difference over all five maps."""
-        mine, other = torch.cat(ours, 1), torch.cat(theirs, 1)
+        mine, other = torch.cat([*ours], 1), torch.cat([*theirs], 1)
         return F.mse_loss(mine, other.detach() if self.stop_teacher_grad else other)
 
     def _clamp(self, level: int, heat: Tensor) -> int:

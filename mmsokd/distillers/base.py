@@ -1,11 +1,12 @@
 """The distiller: a student, its teachers, and the terms between them, as one ordinary MMEngine model."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from mmengine.logging import MessageHub
+from mmengine.logging import MessageHub, print_log
 from mmengine.model import BaseModel, ModuleDict
 from torch import Tensor
 
@@ -64,7 +65,8 @@ class Distiller(BaseModel):
         self.student = student
         self.keep_host = keep_host
         self._guard = FiniteGuard()
-        self._teachers = self._build_teachers(teacher, teachers)
+        self._looked_for_deaf_taps = False
+        self._teachers = self._build_teachers(teacher, teachers, data_preprocessor)
         if not isinstance(terms, Mapping) or not terms:
             raise ValueError(f'terms: expected a dict of at least one term, found {terms!r}')
         if not keep_host and areas is None:
@@ -76,14 +78,17 @@ class Distiller(BaseModel):
 
     # ---- building -------------------------------------------------------------------------------------------------
 
-    def _build_teachers(self, teacher: Any, teachers: Mapping[str, Any] | None) -> dict[str, Teacher]:
+    @staticmethod
+    def _build_teachers(
+        teacher: Any, teachers: Mapping[str, Any] | None, preprocessor: dict | None
+    ) -> dict[str, Teacher]:
         if teacher is not None and teachers is not None:
             raise ValueError("teacher: expected 'teacher' or 'teachers', found both")
         if teachers is None:
-            return {} if teacher is None else {'teacher': Teacher('teacher', teacher)}
+            return {} if teacher is None else {'teacher': Teacher('teacher', teacher, preprocessor)}
         if STUDENT in teachers:
             raise ValueError(f"teachers.{STUDENT}: expected another name; '{STUDENT}' means the student itself")
-        return {name: Teacher(f'teachers.{name}', source) for name, source in teachers.items()}
+        return {name: Teacher(f'teachers.{name}', source, preprocessor) for name, source in teachers.items()}
 
     def _connect(self, size: int) -> None:
         """Dry-run every model once, match the taps' levels, and build what depends on their shapes."""
@@ -103,8 +108,14 @@ class Distiller(BaseModel):
                 specs[name] = teacher.probe(taps[name], size).specs
             teacher.match_normalization(self.data_preprocessor)
         for term in self.terms.values():
-            default = 'mmsokd.SoKDAdapter' if self.areas is not None and term.wants_areas else None
-            term.build(specs[STUDENT][term.student_tap], specs[term.teacher_name][term.teacher_tap], default)
+            has_areas = self.areas is not None and term.wants_areas
+            is_refined = self.refine is not None and self._at is None and term.wants_refine
+            term.build(
+                specs[STUDENT][term.student_tap],
+                specs[term.teacher_name][term.teacher_tap],
+                default_adapter='mmsokd.SoKDAdapter' if has_areas else None,
+                equal_channels=has_areas or is_refined,
+            )
         if self.refine is not None:
             self.refine.connect(self.terms, specs[STUDENT], specs)
         if self.areas is not None:
@@ -175,9 +186,24 @@ class Distiller(BaseModel):
         with FeatureTap(self.student, self._student_taps) as tapped:
             losses = dict(self.student(inputs, data_samples, mode='loss'))
         feats[STUDENT] = {tap: tapped[tap] for tap in self._student_taps}
+        self._warn_of_deaf_taps(feats[STUDENT])
         losses.update(self._distill(feats, weights, step))
         self._guard.watch(losses)
         return losses
+
+    def _warn_of_deaf_taps(self, feats: Levels) -> None:
+        """A tap without a graph teaches the student nothing: say so, once."""
+        if self._looked_for_deaf_taps or not (self.training and torch.is_grad_enabled()):
+            return
+        self._looked_for_deaf_taps = True
+        for tap, levels in feats.items():
+            if not any(level.requires_grad for level in levels):
+                print_log(
+                    f"tap '{tap}' carries no gradient to the student: it is frozen, or lies inside an "
+                    'activation-checkpointed block; tap the whole block instead',
+                    'current',
+                    logging.WARNING,
+                )
 
     def _weights(self) -> dict[str, float]:
         """Each term's weight now. MMEngine's message hub keeps the clock, so that a resumed run reads it right."""
@@ -198,6 +224,7 @@ class Distiller(BaseModel):
             if name in needed
         }
 
+    @torch.compiler.disable  # the student compiles; the draws steer Python, and the rest is small
     def _distill(
         self, feats: Mapping[str, Levels], weights: Mapping[str, float], step: RefineStep | None
     ) -> dict[str, Tensor]:
@@ -209,8 +236,8 @@ class Distiller(BaseModel):
             if weights[name] == 0:
                 losses[f'distill.{name}'] = term.untouched() + (self.areas.untouched(name) if has_areas else 0.0)
                 continue
-            source = (term.teacher_name, term.teacher_tap)
-            student, teacher = term.select(feats[STUDENT][term.student_tap], feats[source[0]][source[1]])
+            student, teacher = term.select(feats[STUDENT][term.student_tap], feats[term.teacher_name][term.teacher_tap])
+            source = (term.teacher_name, term.teacher_tap, *(j for _, j in term.pairs))
             teacher = [t.detach() for t in teacher]
             student = term.adapt(student, teacher)
             if step is not None and name in self.refine.names:

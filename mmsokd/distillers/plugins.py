@@ -49,6 +49,12 @@ class Refiner(BaseModule):
                 raise ValueError("refine.per_term: expected False beside 'at' (one layer, one policy), found True")
             if len(teachers) != 2:
                 raise ValueError(f'refine.at: expected one teacher, found {sorted(set(teachers) - {"student"})}')
+            stubborn = [name for name, term in terms.items() if not term.wants_refine]
+            if stubborn:
+                raise ValueError(
+                    f"terms.{stubborn[0]}.refine: expected True beside refine.at='{self.at}', found False: the "
+                    'teacher runs once, and what lies behind that layer follows it for every term'
+                )
             (teacher,) = (specs for name, specs in teachers.items() if name != 'student')
             self._connect_at(student[self.at], teacher[self.at])
             self.names: list[str] = []
@@ -97,12 +103,12 @@ class RefineStep:
         self._ratios: list[Tensor] = []
         self._replaced: list[Tensor] | None = None
 
-    def refine(self, name: str, source: tuple[str, str], feats: list[Tensor], target: list[Tensor]) -> list[Tensor]:
+    def refine(self, name: str, source: tuple, feats: list[Tensor], target: list[Tensor]) -> list[Tensor]:
         """``F~_t`` for the term ``name``.
 
         Args:
             name: the term.
-            source: its teacher and tap: terms that share both, and the policy, share the refined feature.
+            source: where ``feats`` come from: terms that share it, and the policy, share the refined feature.
             feats: the teacher's levels.
             target: ``Phi_s(F_s)``, to which the policy draws the teacher.
 
@@ -111,7 +117,7 @@ class RefineStep:
         """
         policy = name if name in self._draws else _SHARED
         neck = self._refiner.necks[policy]
-        key = (policy, *source, len(feats))
+        key = (policy, *source)
         if key not in self._done:
             self._done[key] = neck(feats, self._draws[policy])
             self._ratios.append(neck.norm_ratio(self._done[key], feats))

@@ -44,20 +44,23 @@ class Teacher:
 
     Args:
         name: its name in the config, for messages.
-        source: ``dict(cfg=..., checkpoint=...)``, or whatever :func:`~mmsokd.distillers.build.build_model` takes.
+        source: ``dict(cfg=..., checkpoint=...)``, or whatever :func:`~mmsokd.distillers.build.build_model` takes. An
+            inline model's own ``init_cfg=dict(type='Pretrained', checkpoint=...)`` counts as its checkpoint.
+        data_preprocessor: for an inline model that has none of its own.
 
     Raises:
         ValueError, FileNotFoundError, TypeError: as building and loading do.
     """
 
-    def __init__(self, name: str, source: Any) -> None:
+    def __init__(self, name: str, source: Any, data_preprocessor: dict | None = None) -> None:
         self.name = name
         checkpoint = source.get('checkpoint') if isinstance(source, dict) and 'type' not in source else None
-        self.module = build_model(name, source)
+        self.module = build_model(name, source, data_preprocessor)
+        init_cfg = getattr(self.module, 'init_cfg', None)
+        if checkpoint is None and isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
+            checkpoint = init_cfg['checkpoint']
         if checkpoint is not None:
             load_weights(f'{name}.checkpoint', self.module, checkpoint)
-        elif getattr(self.module, 'init_cfg', None):
-            self.module.init_weights()
         elif not isinstance(source, nn.Module):
             print_log(f'{name}: no checkpoint is given, so its weights are random', 'current', logging.WARNING)
         self.module.requires_grad_(False).eval()
@@ -77,8 +80,14 @@ class Teacher:
         return result
 
     def match_normalization(self, student: nn.Module | None) -> None:
-        """Re-normalise each batch if ``student``, its data preprocessor, prepares inputs differently from ours."""
-        ours = Normalization.of(getattr(self.module, 'data_preprocessor', None))
+        """Re-normalise each batch if ``student``, its data preprocessor, prepares inputs differently from ours.
+
+        A teacher that configures none takes the student's inputs as they are.
+        """
+        own = getattr(self.module, 'data_preprocessor', None)
+        if not hasattr(own, '_enable_normalize'):
+            return
+        ours = Normalization.of(own)
         theirs = Normalization.of(student)
         if ours.same(theirs):
             return
@@ -94,7 +103,7 @@ class Teacher:
         """
         if self._renorm is None:
             return inputs
-        scale, shift = (x.to(inputs.device) for x in self._renorm)
+        self._renorm = scale, shift = tuple(x.to(inputs.device, non_blocking=True) for x in self._renorm)
         out = (inputs.flip(1) if self._flip else inputs) * scale + shift
         height, width = inputs.shape[-2:]
         shapes = [tuple(s.metainfo.get('img_shape', (height, width))[:2]) for s in data_samples or []]
@@ -121,7 +130,8 @@ class Teacher:
         parameter = next(self.module.parameters(), None)
         if parameter is not None and parameter.device != inputs.device:
             self.module.to(inputs.device)
-        self.module.eval()  # a teacher that drops units is another teacher
+        if any(module.training for module in self.module.modules()):
+            self.module.eval()  # a teacher that drops units is another teacher
         inputs = self.prepare(inputs, data_samples)
         with FeatureTap(self.module, self.taps, self._calls, replace) as feats:
             run_for_taps(self.module, self.taps, inputs, data_samples)

@@ -1,6 +1,7 @@
 """One summand of the training loss: tap + adapter + loss + weight, built from one entry of the config's ``terms``."""
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -33,16 +34,17 @@ class WeightSchedule:
     """
 
     def __init__(self, key: str, value: Any) -> None:
-        if isinstance(value, Real):
-            value = [(0.0, float(value))]
         try:
-            self.knots = [(float(progress), float(weight)) for progress, weight in value]
+            knots = [(0.0, value)] if isinstance(value, Real) else value
+            self.knots = [(float(progress), float(weight)) for progress, weight in knots]
         except (TypeError, ValueError):
             self.knots = []
         times = [progress for progress, _ in self.knots]
-        if not times or times != sorted(times) or not 0 <= times[0] <= times[-1] <= 1:
+        weights = [weight for _, weight in self.knots]
+        good = all(math.isfinite(w) and w >= 0 for w in weights)
+        if not times or not good or times != sorted(times) or not 0 <= times[0] <= times[-1] <= 1:
             raise ValueError(
-                f'{key}: expected a number, or [(progress, weight), ...] with progress rising within [0, 1], '
+                f'{key}: expected a number >= 0, or [(progress, weight), ...] with progress rising within [0, 1], '
                 f'found {value!r}'
             )
 
@@ -62,7 +64,8 @@ class Term(BaseModule):
     Args:
         name: its key in ``terms``; contains ``loss``, since MMEngine sums only such keys.
         cfg: ``type`` and the loss's own arguments; ``tap``, or ``student_tap`` and ``teacher_tap``; ``adapter``,
-            ``teacher``, ``loss_weight``, ``refine``, ``areas``.
+            ``teacher``, ``loss_weight``, ``refine``, ``areas``. While its weight is 0 a term is left out, with its
+            areas; the weights of SoKD's own losses are in ``areas``, apart from it.
         teachers: the names of the distiller's teachers; a term names one where there are several.
 
     Raises:
@@ -109,15 +112,20 @@ class Term(BaseModule):
         return name
 
     def build(
-        self, student: Sequence[FeatureSpec], teacher: Sequence[FeatureSpec], default_adapter: str | None = None
+        self,
+        student: Sequence[FeatureSpec],
+        teacher: Sequence[FeatureSpec],
+        default_adapter: str | None = None,
+        equal_channels: bool = False,
     ) -> None:
         """Match the levels and build one adapter a level.
 
         Args:
             student: what the dry run saw at the student's tap, level by level.
             teacher: likewise.
-            default_adapter: registered adapter to take where the config names none: SoKD's. Without one, a 1x1
-                :class:`~mmsokd.adapters.ConvAdapter` is taken where the loss needs equal channels and they differ.
+            default_adapter: registered adapter to take for maps where the config names none: SoKD's. Without one, a
+                1x1 :class:`~mmsokd.adapters.ConvAdapter` is taken where equal channels are needed and they differ.
+            equal_channels: a plug-in compares the features channel by channel, whatever the loss does.
 
         Raises:
             ValueError: the levels, channels or sizes cannot be brought together.
@@ -131,6 +139,7 @@ class Term(BaseModule):
                 f"at {self.teacher_tap!r} of the teacher; tap single levels as '{self.teacher_tap}[i]'"
             )
         self.pairs = pairs
+        self.equal_channels = equal_channels or getattr(self.loss, 'same_channels', False)
         self.specs = [(student[i], teacher[j]) for i, j in pairs]
         self.adapters = ModuleList([self._build_adapter(s, t, default_adapter) for s, t in self.specs])
         for adapter, (s, t) in zip(self.adapters, self.specs, strict=True):
@@ -157,9 +166,10 @@ class Term(BaseModule):
             if cfg.get('resize') == 'conv':
                 injected['stride_ratio'] = t.size[0] / s.size[0]
             return MODELS.build({**injected, **cfg})
-        if default is not None:
+        maps = len(s.size) == len(t.size) == 2
+        if default is not None and maps:
             return MODELS.build(dict(type=default, **self._dense_options(s, t)))
-        if s.channels != t.channels and getattr(self.loss, 'same_channels', False) and len(s.size) == 2:
+        if s.channels != t.channels and self.equal_channels and maps:
             return MODELS.build(dict(type='mmsokd.ConvAdapter', in_channels=s.channels, out_channels=t.channels))
         return nn.Identity()
 
@@ -180,7 +190,7 @@ class Term(BaseModule):
     def _check_fit(self, adapter: nn.Module, s: FeatureSpec, t: FeatureSpec) -> None:
         identity = isinstance(adapter, nn.Identity)
         where = f'{self.student_tap!r} of the student and {self.teacher_tap!r} of the teacher'
-        if identity and s.channels != t.channels and getattr(self.loss, 'same_channels', False):
+        if identity and s.channels != t.channels and self.equal_channels:
             raise ValueError(
                 f'{self.key}.adapter: expected equal channels without an adapter, found {s.channels} and '
                 f"{t.channels} at {where}; leave 'adapter' out, or give dict(type='mmsokd.ConvAdapter')"
@@ -219,9 +229,9 @@ class Term(BaseModule):
                 total = total + self.loss(s.float(), t.float(), **area)
         return total
 
-    def untouched(self) -> Tensor | float:
+    def untouched(self) -> Tensor:
         """Zero, with a graph to every parameter: keeps DDP content in a step that leaves the term out."""
-        return sum(p.sum() * 0.0 for p in self.parameters() if p.requires_grad)
+        return sum((p.sum() * 0.0 for p in self.parameters() if p.requires_grad), torch.zeros(()))
 
 
 def _build_loss(key: str, cfg: dict) -> nn.Module:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 
 from mmsokd.hooks.common import distiller_of
@@ -25,15 +25,32 @@ class GuardHook(Hook):
         """Look for annotations."""
         _check_annotated(runner.train_dataloader.dataset)
 
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Look at the weights before CheckpointHook does: it removes the oldest file first, then writes."""
+        _check_weights(runner)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Likewise where checkpoints are written by iterations."""
+        savers = [h for h in runner.hooks if isinstance(h, CheckpointHook) and not h.by_epoch]
+        if any(self.every_n_train_iters(runner, h.interval) for h in savers) or (
+            savers and self.is_last_train_iter(runner)
+        ):
+            _check_weights(runner)
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep the last good checkpoint: refuse to write one of NaNs, which might also push a good one out."""
-        distiller_of(runner).check_finite()
-        for name, value in checkpoint['state_dict'].items():
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise FloatingPointError(
-                    f'{name}: expected finite weights, found NaN or Inf; no checkpoint is written, the last one is '
-                    'left as it is'
-                )
+        """The same for a checkpoint that somebody else writes."""
+        _check_weights(runner)
+
+
+def _check_weights(runner: Runner) -> None:
+    distiller = distiller_of(runner)
+    distiller.check_finite()
+    for name, value in distiller.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise FloatingPointError(
+                f'{name}: expected finite weights, found NaN or Inf; no checkpoint is written, the last one is left as '
+                'it is'
+            )
 
 
 def _check_annotated(dataset: Any) -> None:

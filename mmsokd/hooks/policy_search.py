@@ -1,5 +1,6 @@
 """Searches the augmentation policy while the student trains, then freezes it."""
 
+import copy
 import logging
 import math
 from collections.abc import Iterator
@@ -30,10 +31,13 @@ class PolicySearchHook(Hook):
             ``'unrolled'`` [authors' fork]: the whole training loss after one virtual SGD step, about four extra passes.
         search_epochs: epochs to search for.
         search_iters: iterations to search for, instead.
-        lr, betas, weight_decay: of Adam.
+        lr, betas: of Adam.
+        weight_decay: pulls the policy back to its start [ours]. The authors' fork has Adam's own, towards zero: a
+            sub-policy is drawn once in 36 steps, and between its draws Adam makes a full step of any decay, however
+            small, so that magnitudes would leave 0.5, the identity, for one end of their range.
         virtual_lr: step of the virtual SGD, for ``'unrolled'``.
         ratio_range: warn when the mean ``||F~_t|| / ||F_t||`` leaves it: L_aug rewards a blank feature.
-        log_interval: iterations between two looks at that ratio, and between two entries of the table in the log file.
+        log_interval: iterations between two looks at that ratio.
 
     Raises:
         ValueError: an option is not valid, or the search is longer than the schedule.
@@ -62,12 +66,14 @@ class PolicySearchHook(Hook):
         self.mode = mode
         self.search_epochs = search_epochs
         self.search_iters = search_iters
-        self.adam = dict(lr=lr, betas=tuple(betas), weight_decay=weight_decay)
+        self.adam = dict(lr=lr, betas=tuple(betas))
+        self.weight_decay = weight_decay
         self.virtual_lr = virtual_lr
         self.ratio_range = ratio_range
         self.log_interval = log_interval
         self._necks: dict[str, FeatureAugmentationNeck] = {}
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
+        self._start: dict[str, dict[str, Tensor]] = {}
         self._end = 0
         self._warned = False
 
@@ -85,6 +91,7 @@ class PolicySearchHook(Hook):
                 )
             # One policy's few numbers stay on the host (see Policy); so does their optimizer.
             self._optimizers[name] = torch.optim.Adam(list(neck.search_parameters().values()), **self.adam)
+            self._start[name] = {key: value.clone() for key, value in neck.search_parameters().items()}
 
     def before_train(self, runner: Runner) -> None:
         """Find how long to search."""
@@ -132,28 +139,36 @@ class PolicySearchHook(Hook):
             if gradient is None:
                 continue
             neck, optimizer = self._necks[name], self._optimizers[name]
+            gradient = _mean_over_ranks(gradient)
             for key, parameter in neck.search_parameters().items():
-                parameter.grad = _mean_over_ranks(gradient[key]).to(parameter)
+                decay = self.weight_decay * (parameter - self._start[name][key])
+                parameter.grad = gradient[key].to(parameter) + decay
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             neck.policy.clamp_()
 
     def _unrolled(self, runner: Runner, data_batch: Any) -> dict[str, dict[str, Tensor]]:
-        """The gradient of the training loss after a virtual step, every pass with one draw and one random state."""
+        """The gradient of the training loss after a virtual step, every pass with one draw and one random state.
+
+        With several ranks each makes the virtual step of its own batch; the results are averaged.
+        """
         distiller = distiller_of(runner)
         weights = [p for p in distiller.parameters() if p.requires_grad]
         device = weights[0].device
         with ExitStack() as stack:
             chis = {name: stack.enter_context(neck.exposed(device)) for name, neck in self._necks.items()}
             stack.enter_context(_untouched_buffers(distiller))
-            stack.enter_context(runner.optim_wrapper.optim_context(distiller))
-            data = distiller.data_preprocessor(data_batch, True)
-            state = torch.get_rng_state()
+            # A copy: some batch augmentations change the boxes in place, and the ordinary step comes after.
+            data = distiller.data_preprocessor(copy.deepcopy(data_batch), True)
+            states = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == 'cuda' else None
 
             def loss() -> Tensor:
-                torch.set_rng_state(state)
-                total, _ = distiller.parse_losses(distiller(**data, mode='loss'))
-                return total
+                torch.set_rng_state(states[0])
+                if states[1] is not None:
+                    torch.cuda.set_rng_state(states[1], device)
+                # A fresh autocast each time: it caches half-precision weights, which the passes change.
+                with runner.optim_wrapper.optim_context(distiller):
+                    return distiller.parse_losses(distiller(**data, mode='loss'))[0]
 
             leaves = [leaf for chi in chis.values() for leaf in chi.values()]
             gradients = iter(unrolled_gradient(loss, weights, leaves, lr=self.virtual_lr))
@@ -192,13 +207,15 @@ class PolicySearchHook(Hook):
                 self._optimizers[name].load_state_dict(state)
 
 
-def _mean_over_ranks(gradient: Tensor) -> Tensor:
+def _mean_over_ranks(gradient: dict[str, Tensor]) -> dict[str, Tensor]:
+    """In one message."""
     if get_world_size() == 1:
         return gradient
-    device = torch.device('cuda') if torch.distributed.get_backend() == 'nccl' else gradient.device
-    moved = gradient.to(device)
-    all_reduce(moved, op='mean')
-    return moved.cpu()
+    flat = torch.cat([value.flatten() for value in gradient.values()])
+    flat = flat.to('cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu')
+    all_reduce(flat, op='mean')
+    parts = flat.cpu().split([value.numel() for value in gradient.values()])
+    return {name: part.view_as(value) for (name, value), part in zip(gradient.items(), parts, strict=True)}
 
 
 @contextmanager

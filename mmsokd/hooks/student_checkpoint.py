@@ -25,40 +25,35 @@ class StudentCheckpointHook(Hook):
 
     def __init__(self, prefix: str = 'student_') -> None:
         self.prefix = prefix
-        self._written: dict[str, Path] = {}
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Follow the best checkpoints."""
-        if not is_main_process():
-            return
-        for key, source in _best_checkpoints(runner).items():
-            self._follow(key, source)
+        if is_main_process():
+            for source in _best_checkpoints(runner):
+                self._follow(Path(source))
 
     def after_train(self, runner: Runner) -> None:
         """Follow the last checkpoint."""
         source = runner.message_hub.runtime_info.get('last_ckpt')
         if is_main_process() and source:
-            self._follow('last', source)
+            self._follow(Path(source))
 
-    def _follow(self, key: str, source: str) -> None:
-        target = Path(source).with_name(self.prefix + Path(source).name)
-        old = self._written.get(key)
-        if not Path(source).is_file() or (old == target and target.is_file()):
+    def _follow(self, source: Path) -> None:
+        """Write the student of ``source``, and drop the students of checkpoints that are gone."""
+        target = source.with_name(self.prefix + source.name)
+        if not source.is_file() or (target.is_file() and target.stat().st_mtime >= source.stat().st_mtime):
             return
         checkpoint = torch.load(source, map_location='cpu', weights_only=False)
         save_atomically(export_student(checkpoint), target)
-        self._written[key] = target
-        if old is not None and old not in self._written.values():
-            old.unlink(missing_ok=True)
+        for student in target.parent.glob(f'{self.prefix}*.pth'):
+            if not student.with_name(student.name.removeprefix(self.prefix)).is_file():
+                student.unlink()
 
 
-def _best_checkpoints(runner: Runner) -> dict[str, str]:
-    """Metric -> file of the best checkpoint so far, over all CheckpointHooks."""
-    best = {}
+def _best_checkpoints(runner: Runner) -> list[str]:
+    """The files of the best checkpoints so far, over all CheckpointHooks."""
+    best = []
     for hook in runner.hooks:
-        if not isinstance(hook, CheckpointHook):
-            continue
-        if getattr(hook, 'best_ckpt_path', None):
-            best['best'] = hook.best_ckpt_path
-        best.update({k: v for k, v in getattr(hook, 'best_ckpt_path_dict', {}).items() if v})
-    return best
+        if isinstance(hook, CheckpointHook):
+            best += [getattr(hook, 'best_ckpt_path', None), *getattr(hook, 'best_ckpt_path_dict', {}).values()]
+    return [path for path in best if path]

@@ -16,7 +16,8 @@ _COLOURS = [(80, 220, 80), (80, 220, 255), (60, 150, 255), (60, 60, 240), (220, 
 
 
 def draw_areas(inputs: Tensor, preprocessor: nn.Module, levels: Sequence[Detection]) -> list[np.ndarray]:
-    """One picture a sample: the input with each level's boxes in that level's colour, beside the mean of the levels' stretched heatmaps.
+    """One picture a sample: the input with each level's boxes in that level's colour, beside the mean of the
+    levels' stretched heatmaps.
 
     Args:
         inputs: the preprocessed batch (N, 3, H, W).

@@ -39,6 +39,8 @@ def terms(**kwargs):
         ),
         (dict(terms=terms(loss_wieght=2)), r"terms\.loss_hint\.loss_wieght: .*nearest: \['loss_weight'\]"),
         (dict(terms=terms(loss_weight='high')), r"terms\.loss_hint\.loss_weight: .*found 'high'"),
+        (dict(terms=terms(loss_weight=-1.0)), r'loss_weight: expected a number >= 0.*found -1\.0'),
+        (dict(terms=terms(loss_weight=float('nan'))), 'expected a number >= 0.*found nan'),
         (dict(terms=terms(loss_weight=[(0.5, 1.0), (0.1, 0.0)])), 'progress rising'),
         (dict(terms=terms(adapter='conv')), r"terms\.loss_hint\.adapter: .*found 'conv'"),
         (dict(terms=terms(adapter=None)), r'equal channels without an adapter, found 16 and 24'),

@@ -73,23 +73,22 @@ def test_hint_is_the_mean_squared_error_of_the_levels():
 
 
 def test_teacher_is_frozen_in_eval_and_saved_nowhere():
-    teacher = retinanet(24)
-    teacher['backbone']['plugins'] = None
-    model = distiller(teacher=teacher)
-    model.teacher.backbone.add_module('drop', nn.Dropout(0.5))
+    model = distiller()
+    model.teacher.backbone.conv1 = nn.Sequential(model.teacher.backbone.conv1, nn.Dropout(0.5))
     before = snapshot(model.teacher)
     assert model.train() is model
     assert model.eval() is model
     model.train()
     assert not any(module.training for module in model.teacher.modules())
+    images = torch.randn(2, 3, 64, 64)
+    once, again = (model._teachers['teacher'].features(images, None)['neck'] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
     wrapper = optim_wrapper(model)
     for i in range(3):
         step(model, wrapper, raw_batch(seed=i))
     after = snapshot(model.teacher)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    shapes = {tuple(p.shape) for p in model.teacher.parameters()}
-    assert tuple(model.teacher.neck.fpn_convs[0].conv.weight.shape) in shapes
     held = {id(p) for group in wrapper.param_groups for p in group['params']} | {id(p) for p in model.parameters()}
     assert held.isdisjoint(id(p) for p in model.teacher.parameters())
     assert held.isdisjoint(id(b) for b in model.teacher.buffers())
@@ -241,6 +240,76 @@ def test_policy_a_term():
     losses_of(model)
 
 
+def test_terms_on_different_levels_of_one_tap_are_refined_apart():
+    fine = dict(type='mmsokd.FitNetLoss', student_tap='neck[0]', teacher_tap='neck[0]')
+    terms = dict(
+        loss_a=fine, loss_b=dict(type='mmsokd.FitNetLoss', student_tap='backbone.layer4', teacher_tap='neck[2]')
+    )
+    losses_of(distiller(terms=terms))
+    pyramid = dict(FITNET, student_tap='neck', teacher_tap='neck')
+    pyramid.pop('tap')
+    sharing = distiller(terms=dict(loss_a=pyramid, loss_b=dict(pyramid)))
+    losses = losses_of(sharing)
+    assert losses['distill.loss_a'].isfinite()
+    assert losses['distill.loss_b'].isfinite()
+
+
+def test_attention_transfer_gets_an_adapter_where_a_plugin_compares_channels():
+    terms = dict(loss_at=dict(type='mmsokd.ATLoss', tap='neck'))
+    assert sum(p.numel() for p in distiller('Distiller', terms=terms).terms.parameters()) == 0
+    refined = distiller(terms=terms, areas=None)
+    losses_of(refined)
+    assert sum(p.numel() for p in refined.terms.parameters()) > 0
+    with pytest.raises(ValueError, match='equal channels without an adapter'):
+        distiller(terms=dict(loss_at=dict(terms['loss_at'], adapter=None)))
+
+
+def test_warm_up_from_zero_without_an_adapter():
+    terms = dict(loss_hint=dict(FITNET, loss_weight=[(0.0, 0.0), (0.5, 1.0)]))
+    losses = losses_of(distiller('Distiller', teacher=retinanet(16), terms=terms))
+    assert losses['distill.loss_hint'] == 0
+
+
+def test_a_tap_that_teaches_nothing_is_told(monkeypatch):
+    told = []
+    monkeypatch.setattr('mmsokd.distillers.base.print_log', lambda text, *_: told.append(text))
+    student = retinanet(16)
+    student['backbone']['with_cp'] = True  # activation checkpointing: inside a block there is no graph
+    model = distiller('Distiller', student=student, terms=dict(loss_hint=dict(FITNET, tap='backbone.layer3.0.conv2')))
+    for _ in range(2):
+        losses_of(model.train())
+    assert len(told) == 1
+    assert "tap 'backbone.layer3.0.conv2' carries no gradient" in told[0]
+    whole = distiller('Distiller', student=student, terms=dict(loss_hint=dict(FITNET, tap='backbone.layer3'))).train()
+    losses_of(whole)['distill.loss_hint'].backward()
+    assert whole.student.backbone.layer3[0].conv2.weight.grad is not None
+    assert len(told) == 1
+
+
+def test_inline_teacher_without_statistics_sees_what_the_student_sees():
+    teacher = retinanet(24)
+    top = teacher.pop('data_preprocessor')
+    model = distiller('Distiller', teacher=teacher)
+    images = torch.randn(1, 3, 32, 32)
+    assert model._teachers['teacher'].prepare(images, None) is images
+    student = retinanet(16)
+    student.pop('data_preprocessor')
+    model = distiller('Distiller', student=student, teacher=teacher, data_preprocessor=top)
+    assert model._teachers['teacher'].prepare(images, None) is images
+
+
+def test_compiles_around_the_distillation():
+    model = distiller().train()
+    data = model.data_preprocessor(raw_batch(), True)
+    torch.manual_seed(1)
+    plain = model(**copy.deepcopy(data), mode='loss')
+    model.refine.necks['shared'].policy.draws -= 1
+    compiled = torch.compile(model.forward, backend='eager')(**copy.deepcopy(data), mode='loss')
+    assert plain.keys() == compiled.keys()
+    torch.testing.assert_close(compiled['distill.loss_hint'], plain['distill.loss_hint'], rtol=1e-3, atol=1e-4)
+    model.parse_losses(compiled)[0].backward()
+
+
 def test_several_teachers_and_the_student_itself():
     terms = dict(
         loss_a=dict(FITNET, teacher='big'),
@@ -304,14 +373,21 @@ def test_at_replaces_the_layer_and_what_follows():
     model.parse_losses(losses)[0].backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None]
 
-    # with every op on at full strength, the neck behind layer3 sees another feature
-    plain = model._teachers['teacher'].features(torch.randn(2, 3, 64, 64), None)
-    draw = model.refine.begin(torch.zeros(2, 3, 64, 64))
-    changed = model._teachers['teacher'].features(
-        torch.zeros(2, 3, 64, 64), None, {'backbone.layer3': lambda out: out * 0}
-    )
-    assert draw is not None
-    assert not torch.equal(plain['neck'][1], changed['neck'][1])
+    # what lies behind the layer follows it, what lies before does not
+    neck.searching = False
+    neck.policy.beta.fill_(1.0)
+    neck.policy.magnitude.fill_(1.0)
+    images = torch.randn(2, 3, 64, 64)
+    teacher = model._teachers['teacher']
+    teacher.taps, teacher._calls = ['backbone.layer2', 'neck'], {'backbone.layer2': 1, 'neck': 1}
+    plain = teacher.features(images, None)
+    refined = teacher.features(images, None, {'backbone.layer3': model.refine.begin(images).replace})
+    assert torch.equal(plain['backbone.layer2'][0], refined['backbone.layer2'][0])
+    assert not torch.equal(plain['neck'][1], refined['neck'][1])
+    with pytest.raises(
+        ValueError, match=r"terms\.loss_hint\.refine: expected True beside refine\.at='backbone\.layer3'"
+    ):
+        distiller(terms=dict(loss_hint=dict(FITNET, refine=False)), refine=refine)
 
 
 # ---- where models come from -----------------------------------------------------------------------------------------

@@ -57,8 +57,8 @@ def test_search_lowers_the_objective_and_agreement_falls_without_collapse(tmp_pa
     assert after < 0.98 * before, f'L_aug {before:.4f} -> {after:.4f}'
     assert 0.5 < sum(row['sokd.norm_ratio'] for row in keep.rows[-20:]) / 20 < 2  # and not by blanking
 
-    # The heads start out flat, so they agree at first and the bare loss rises while they learn to tell places apart. What
-    # must fall is the disagreement beside that contrast; a collapse would take the contrast away.
+    # The heads start out flat, so they agree at first and the bare loss rises while they learn to tell places apart.
+    # What must fall is the disagreement beside that contrast; a collapse would take the contrast away.
     relative = [row['sokd.loss_agreement'] / row['sokd.heat_std'] ** 2 for row in keep.rows]
     assert sum(relative[-10:]) < 0.5 * max(sum(relative[i : i + 10]) for i in range(0, 40, 10))
     assert keep.rows[-1]['sokd.heat_std'] > 0.05

@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 
 from mmsokd.export import export_student, load_student
 from mmsokd.registry import MODELS
-from tests.builders import retinanet
+from tests.builders import raw_batch, retinanet
 
 CLASSES = ('a', 'b', 'c')
 
@@ -100,7 +100,7 @@ def config(data, work_dir, model=None, epochs=2, hooks=(), **kwargs):
     return Config(copy.deepcopy(cfg))
 
 
-SOKD_HOOKS = [dict(type='mmsokd.GuardHook'), dict(type='mmsokd.PolicySearchHook', search_iters=2)]
+SOKD_HOOKS = [dict(type='mmsokd.GuardHook'), dict(type='mmsokd.PolicySearchHook', search_iters=2, weight_decay=0.0)]
 
 
 def train(cfg):
@@ -165,7 +165,7 @@ def test_a_killed_run_resumes_exactly(data, tmp_path, hooks):
 
 
 def test_unrolled_search_moves_the_policy_and_leaves_no_trace(data, tmp_path):
-    hook = dict(type='mmsokd.PolicySearchHook', mode='unrolled', search_iters=2)
+    hook = dict(type='mmsokd.PolicySearchHook', mode='unrolled', search_iters=2, weight_decay=0.0)
     runner = train(config(data, tmp_path, hooks=[hook], epochs=1))
     policy = policy_of(runner.model)
     assert policy.magnitude.sub(0.5).abs().max() > 0
@@ -173,21 +173,66 @@ def test_unrolled_search_moves_the_policy_and_leaves_no_trace(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('refine', 'hook'),
+    'refine',
     [
-        (dict(estimator='relax'), dict()),
-        (dict(magnitude_grad='pathwise'), dict()),
-        (dict(per_sample=True), dict()),
-        (dict(per_term=True), dict()),
-        (dict(at='backbone.layer3'), dict()),
+        dict(estimator='relax'),
+        dict(magnitude_grad='pathwise'),
+        dict(per_sample=True),
+        dict(per_term=True),
+        dict(at='backbone.layer3'),
     ],
 )
-def test_every_way_to_search(data, tmp_path, refine, hook):
-    cfg = config(data, tmp_path, hooks=[dict(type='mmsokd.PolicySearchHook', search_iters=2, **hook)], epochs=1)
+def test_every_way_to_search(data, tmp_path, refine):
+    cfg = config(
+        data, tmp_path, hooks=[dict(type='mmsokd.PolicySearchHook', search_iters=2, weight_decay=0.0)], epochs=1
+    )
     cfg.model.refine = dict(type='mmsokd.FeatureAugmentationNeck', **refine)
     runner = train(cfg)
     (neck, *_) = runner.model.refine.necks.values()
     assert any(not torch.equal(p, p.new_full((), 0.5).expand_as(p)) for p in (neck.policy.beta, neck.policy.magnitude))
+
+
+def test_unrolled_passes_see_the_virtual_step_under_autocast(data, tmp_path):
+    """Autocast caches half-precision weights; a stale copy would hide the virtual step from the passes."""
+    from mmsokd.hooks import PolicySearchHook
+
+    totals = {}
+    for precision in ('OptimWrapper', 'AmpOptimWrapper'):
+        cfg = config(data, tmp_path / precision, epochs=1)
+        cfg.optim_wrapper.type = precision
+        if precision == 'AmpOptimWrapper':
+            cfg.optim_wrapper.dtype = 'bfloat16'
+        runner = Runner.from_cfg(cfg)
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        hook = PolicySearchHook(mode='unrolled', virtual_lr=0.05)
+        hook.before_run(runner)
+        seen = totals[precision] = []
+        parse = runner.model.parse_losses
+        runner.model.parse_losses = lambda losses, seen=seen, parse=parse: (
+            seen.append(parse(losses)[0].item()),
+            parse(losses),
+        )[1]
+        hook._unrolled(runner, raw_batch(4, seed=3))
+    assert len(totals['OptimWrapper']) == 4
+    assert abs(totals['OptimWrapper'][1] - totals['OptimWrapper'][0]) > 0.02 * totals['OptimWrapper'][0]
+    torch.testing.assert_close(totals['AmpOptimWrapper'], totals['OptimWrapper'], rtol=0.03, atol=0)
+
+
+def test_decay_leaves_what_is_not_drawn_where_it_started(data, tmp_path):
+    runner = Recorder(None)
+    from mmsokd.hooks import PolicySearchHook
+    from tests.builders import distiller
+
+    runner.model = distiller()
+    hook = PolicySearchHook(lr=0.1)
+    hook.before_run(runner)
+    neck = runner.model.refine.necks['shared']
+    neck.policy.magnitude[0, 0] = 0.9
+    zero = {name: torch.zeros_like(p) for name, p in neck.search_parameters().items()}
+    for _ in range(5):
+        hook._step({'shared': zero})
+    assert neck.policy.magnitude[0, 0] < 0.9
+    assert neck.policy.magnitude[1:].eq(0.5).all()
 
 
 def test_search_longer_than_the_schedule(data, tmp_path):
@@ -249,12 +294,18 @@ def test_nan_leaves_the_last_good_checkpoint(data, tmp_path):
     assert all(value.isfinite().all() for value in state.values())
 
 
-def test_poisoned_weights_are_not_saved(data, tmp_path):
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_poisoned_weights_are_not_saved(data, tmp_path, by_epoch):
     from mmengine.hooks import Hook
 
-    runner = Runner.from_cfg(config(data, tmp_path, hooks=SOKD_HOOKS, epochs=2))
+    # One file is kept: the last good one must not be pushed out by a bad one that then is not written.
+    checkpoint = dict(type='CheckpointHook', interval=1 if by_epoch else 2, by_epoch=by_epoch, max_keep_ckpts=1)
+    cfg = config(data, tmp_path, hooks=SOKD_HOOKS, epochs=2, default_hooks=dict(checkpoint=checkpoint))
+    runner = Runner.from_cfg(cfg)
 
     class Poison(Hook):
+        priority = 'HIGHEST'
+
         def after_train_iter(self, runner, **_):
             if runner.iter == 3:  # the last of the second epoch: no later step would notice
                 with torch.no_grad():
@@ -263,7 +314,9 @@ def test_poisoned_weights_are_not_saved(data, tmp_path):
     runner.register_hook(Poison())
     with pytest.raises(FloatingPointError, match=r'student\.bbox_head\.retina_cls\.weight'):
         runner.train()
-    assert Path((tmp_path / 'last_checkpoint').read_text()).name == 'epoch_1.pth'
+    last = Path((tmp_path / 'last_checkpoint').read_text())
+    assert last.name == ('epoch_1.pth' if by_epoch else 'iter_2.pth')
+    assert last.is_file()
 
 
 def test_exported_student_scores_the_same_in_the_plain_config(data, tmp_path):

@@ -7,7 +7,8 @@ model = dict(
     type='mmsokd.SoKDDistiller',
     student=_base_.model,
     teacher=dict(cfg='{{ fileDirname }}/retinanet_r18-wide_24e_bccd.py', checkpoint='bccd_teacher.pth'),
-    terms=dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='neck', loss_weight=1.0)),
+    # 0.1 + 0.1 [ours]: hint and area loss together weigh what FitNet's hint does
+    terms=dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='neck', loss_weight=0.1)),
     refine=dict(type='mmsokd.FeatureAugmentationNeck'),
-    areas=dict(type='mmsokd.DistinctiveAreaDetector', num_areas=16),
+    areas=dict(type='mmsokd.DistinctiveAreaDetector', num_areas=16, area_weight=0.1),
 )
