@@ -234,7 +234,8 @@ class Distiller(BaseModel):
         for name, term in self.terms.items():
             has_areas = self.areas is not None and name in self.areas
             if weights[name] == 0:
-                losses[f'distill.{name}'] = term.untouched() + (self.areas.untouched(name) if has_areas else 0.0)
+                zero = feats[STUDENT][term.student_tap][0].new_zeros((), dtype=torch.float32)
+                losses[f'distill.{name}'] = zero + term.untouched() + (self.areas.untouched(name) if has_areas else 0.0)
                 continue
             student, teacher = term.select(feats[STUDENT][term.student_tap], feats[term.teacher_name][term.teacher_tap])
             source = (term.teacher_name, term.teacher_tap, *(j for _, j in term.pairs))

@@ -229,9 +229,9 @@ class Term(BaseModule):
                 total = total + self.loss(s.float(), t.float(), **area)
         return total
 
-    def untouched(self) -> Tensor:
+    def untouched(self) -> Tensor | float:
         """Zero, with a graph to every parameter: keeps DDP content in a step that leaves the term out."""
-        return sum((p.sum() * 0.0 for p in self.parameters() if p.requires_grad), torch.zeros(()))
+        return sum(p.sum() * 0.0 for p in self.parameters() if p.requires_grad)
 
 
 def _build_loss(key: str, cfg: dict) -> nn.Module:
