@@ -1,6 +1,7 @@
 """The contract of the distiller: who learns, who is saved, what is run."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from mmsokd.distillers.teacher import Normalization, Teacher
 from mmsokd.registry import MODELS
 from tests.builders import IMAGENET, distiller, losses_of, raw_batch, retinanet, step
 
+NAMES = 'FPN, DetDataPreprocessor, ResNet, RetinaHead, RetinaNet'
 FITNET = dict(type='mmsokd.FitNetLoss', tap='neck')
 
 
@@ -426,6 +428,36 @@ def test_class_objects_as_type():
         probe_size=128,
     )
     losses_of(MODELS.build(ConfigDict(cfg)))
+
+
+NEW_STYLE = """
+from mmdet.models import {names}
+
+from mmsokd.distillers import SoKDDistiller
+from mmsokd.losses import FitNetLoss
+
+plain = {plain}
+model = dict(
+    type=SoKDDistiller, student=plain, teacher=dict(cfg={teacher!r}), probe_size=128,
+    terms=dict(loss_hint=dict(type=FitNetLoss, tap='neck')))
+"""
+
+
+def test_new_style_config_files(tmp_path):
+    # class objects in place of names
+    text = re.sub(
+        r"'type': '(RetinaNet|ResNet|FPN|RetinaHead|DetDataPreprocessor)'", r"'type': \1", repr(retinanet(16))
+    )
+    (tmp_path / 'plain.py').write_text(f'from mmdet.models import {NAMES}\n\nmodel = {text}\n')
+    teacher = str(tmp_path / 'plain.py')
+    (tmp_path / 'new.py').write_text(NEW_STYLE.format(names=NAMES, plain=text, teacher=teacher))
+    cfg = Config.fromfile(tmp_path / 'new.py')
+    assert Config._is_lazy_import(str(tmp_path / 'new.py'))
+    model = MODELS.build(cfg.model)
+    losses_of(model)
+    assert type(model.teacher).__name__ == type(model.student).__name__ == 'RetinaNet'
+    by_path = distiller(student=teacher)
+    assert type(by_path.student).__name__ == 'RetinaNet'
 
 
 def test_top_level_data_preprocessor_reaches_the_student():
