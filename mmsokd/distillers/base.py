@@ -196,8 +196,8 @@ class Distiller(BaseModel):
         if self._looked_for_deaf_taps or not (self.training and torch.is_grad_enabled()):
             return
         self._looked_for_deaf_taps = True
-        for tap, levels in feats.items():
-            if not any(level.requires_grad for level in levels):
+        for tap in dict.fromkeys(term.student_tap for term in self.terms.values()):
+            if not any(level.requires_grad for level in feats[tap]):
                 print_log(
                     f"tap '{tap}' carries no gradient to the student: it is frozen, or lies inside an "
                     'activation-checkpointed block; tap the whole block instead',

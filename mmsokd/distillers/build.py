@@ -64,6 +64,10 @@ def build_model(key: str, source: Any, data_preprocessor: dict | None = None) ->
     if not isinstance(source, dict | Config):
         raise TypeError(f"{key}: expected a model dict, a Config, a path or 'scope::path', found {source!r}")
     if 'cfg' in source and 'type' not in source:
+        allowed = ['cfg'] if key == 'student' else ['cfg', 'checkpoint']
+        for name in source:
+            if name not in allowed:
+                raise ValueError(f'{key}.{name}: expected the keys {allowed}; nearest: {nearest(name, allowed, n=1)}')
         return build_model(f'{key}.cfg', source['cfg'], data_preprocessor)
     scope = None
     if 'model' in source and 'type' not in source:

@@ -12,7 +12,7 @@ from mmengine.model import BaseModule, ModuleDict, ModuleList
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmsokd.distillers.term import Term
+from mmsokd.distillers.term import STUDENT, Term
 from mmsokd.registry import MODELS
 from mmsokd.taps import FeatureSpec, match_levels
 
@@ -49,7 +49,7 @@ class Refiner(BaseModule):
                 raise ValueError("refine.per_term: expected False beside 'at' (one layer, one policy), found True")
             if len(teachers) != 2:
                 raise ValueError(f'refine.at: expected one teacher, found {sorted(set(teachers) - {"student"})}')
-            stubborn = [name for name, term in terms.items() if not term.wants_refine]
+            stubborn = [n for n, t in terms.items() if not t.wants_refine and t.teacher_name != STUDENT]
             if stubborn:
                 raise ValueError(
                     f"terms.{stubborn[0]}.refine: expected True beside refine.at='{self.at}', found False: the "

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from mmengine.logging import print_log
+from mmengine.model import PretrainedInit
 from torch import Tensor, nn
 
 from mmsokd.distillers.build import build_model, load_weights
@@ -57,7 +58,12 @@ class Teacher:
         checkpoint = source.get('checkpoint') if isinstance(source, dict) and 'type' not in source else None
         self.module = build_model(name, source, data_preprocessor)
         init_cfg = getattr(self.module, 'init_cfg', None)
-        if checkpoint is None and isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
+        pretrained = isinstance(init_cfg, dict) and init_cfg.get('type') in (
+            'Pretrained',
+            'PretrainedInit',
+            PretrainedInit,
+        )
+        if checkpoint is None and pretrained and not isinstance(source, nn.Module):
             checkpoint = init_cfg['checkpoint']
         if checkpoint is not None:
             load_weights(f'{name}.checkpoint', self.module, checkpoint)

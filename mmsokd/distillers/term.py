@@ -139,8 +139,8 @@ class Term(BaseModule):
                 f"at {self.teacher_tap!r} of the teacher; tap single levels as '{self.teacher_tap}[i]'"
             )
         self.pairs = pairs
-        self.equal_channels = equal_channels or getattr(self.loss, 'same_channels', False)
         self.specs = [(student[i], teacher[j]) for i, j in pairs]
+        self.equal_channels = (equal_channels and self.is_feature) or getattr(self.loss, 'same_channels', False)
         self.adapters = ModuleList([self._build_adapter(s, t, default_adapter) for s, t in self.specs])
         for adapter, (s, t) in zip(self.adapters, self.specs, strict=True):
             self._check_fit(adapter, s, t)

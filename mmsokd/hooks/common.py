@@ -6,6 +6,11 @@ from mmengine.runner import Runner
 from mmsokd.distillers import Distiller
 
 
+def has_distiller(runner: Runner) -> bool:
+    """Whether the runner's model is a distiller; in training :func:`distiller_of` insists on it."""
+    return isinstance(runner.model.module if is_model_wrapper(runner.model) else runner.model, Distiller)
+
+
 def distiller_of(runner: Runner) -> Distiller:
     """The runner's model without its DDP wrapper.
 

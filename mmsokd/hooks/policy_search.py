@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmsokd.augment import FeatureAugmentationNeck, unrolled_gradient
 from mmsokd.checks import check_choice
-from mmsokd.hooks.common import distiller_of
+from mmsokd.hooks.common import distiller_of, has_distiller
 from mmsokd.registry import HOOKS
 
 
@@ -79,6 +79,8 @@ class PolicySearchHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Find the policies; their optimizers must be there before a checkpoint is resumed."""
+        if not has_distiller(runner):
+            return  # a plain student is tested with the distiller's hooks, or test-time augmentation wraps the model
         distiller = distiller_of(runner)
         if distiller.refine is None:
             return
@@ -95,6 +97,7 @@ class PolicySearchHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Find how long to search."""
+        distiller_of(runner)
         self._end = self._search_end(runner)
 
     def _search_end(self, runner: Runner) -> int:

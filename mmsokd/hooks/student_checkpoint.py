@@ -39,13 +39,16 @@ class StudentCheckpointHook(Hook):
             self._follow(Path(source))
 
     def _follow(self, source: Path) -> None:
-        """Write the student of ``source``, and drop the students of checkpoints that are gone."""
+        """Write the student of ``source``, and drop those of best checkpoints that are gone.
+
+        Only files of this hook's own naming of MMEngine's ``best_*`` files are ever removed.
+        """
         target = source.with_name(self.prefix + source.name)
         if not source.is_file() or (target.is_file() and target.stat().st_mtime >= source.stat().st_mtime):
             return
         checkpoint = torch.load(source, map_location='cpu', weights_only=False)
         save_atomically(export_student(checkpoint), target)
-        for student in target.parent.glob(f'{self.prefix}*.pth'):
+        for student in target.parent.glob(f'{self.prefix}best_*.pth'):
             if not student.with_name(student.name.removeprefix(self.prefix)).is_file():
                 student.unlink()
 

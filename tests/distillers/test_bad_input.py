@@ -61,6 +61,8 @@ def terms(**kwargs):
             r"teacher\.checkpoint: .*found no file 'gone\.pth'",
         ),
         (dict(teacher=3), 'teacher: expected a model dict'),
+        (dict(teacher=dict(cfg=retinanet(), chekpoint='a.pth')), r"teacher\.chekpoint: .*nearest: \['checkpoint'\]"),
+        (dict(student=dict(cfg=retinanet(), checkpoint='a.pth')), r"student\.checkpoint: expected the keys \['cfg'\]"),
         (dict(student=dict(backbone=dict())), "student: expected a model dict with 'type'"),
         (dict(teachers=dict(a=retinanet())), "expected 'teacher' or 'teachers', found both"),
         (

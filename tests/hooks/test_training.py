@@ -327,6 +327,10 @@ def test_exported_student_scores_the_same_in_the_plain_config(data, tmp_path):
     cfg.test_evaluator.metric = 'proposal'
     cfg.default_hooks.checkpoint.save_best = 'coco/AR@1000'
     runner = train(cfg)
+    (tmp_path / 'run' / 'student_mine.pth').write_bytes(b'somebody else')
+    runner.call_hook('after_val_epoch', metrics={})
+    assert (tmp_path / 'run' / 'student_mine.pth').is_file()
+    (tmp_path / 'run' / 'student_mine.pth').unlink()
     best = [p for p in (tmp_path / 'run').glob('best_*.pth')]
     students = sorted(p.name for p in (tmp_path / 'run').glob('student_*.pth'))
     assert len(best) == 1
