@@ -6,7 +6,9 @@ level (``bbox_head.retina_cls``).
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -45,10 +47,20 @@ class FeatureSpec(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """The result of a dry run: the levels of each tap, and how often each tapped module was called."""
+    """The result of a dry run: the levels of each tap, and the tapped modules in the order of their outputs."""
 
     specs: dict[str, list[FeatureSpec]]
-    calls: dict[str, int]
+    order: list[str]
+
+    @property
+    def calls(self) -> dict[str, int]:
+        """How often each tapped module was called."""
+        return dict(Counter(self.order))
+
+    def precedes(self, tap: str, other: str) -> bool:
+        """Whether all of ``tap`` was there before any of ``other``: nothing done to ``other`` then changes it."""
+        tap, other = parse_tap(tap).module, parse_tap(other).module
+        return tap not in self.order[self.order.index(other) :]
 
 
 class _StopForward(Exception):
@@ -87,72 +99,107 @@ class FeatureTap:
 
     The wrapping of the modules' ``forward`` lives inside the block only, so that evaluation, export and deepcopy see an
     untouched model. (A forward hook would miss heads whose ``forward`` is called by name, as mmdet's detectors do.)
+    Make one and read with it every step: each step then installs the same functions, which ``torch.compile`` needs to
+    recognise what it has compiled.
 
     Args:
         model: the model that is run inside the block.
         taps: the taps to collect.
         calls: how often each tapped module is called in one forward (:attr:`Probe.calls`). When given, the forward
             is ended as soon as all of them were: everything behind the deepest tap never runs.
-        replace: path of a submodule -> function of its output; the returned value takes the output's place.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 5, 1))
-        >>> with FeatureTap(net, ['1'], calls={'1': 1}) as feats:
+        >>> tap = FeatureTap(net, ['1'], calls={'1': 1})
+        >>> with tap.read() as feats:
         ...     _ = net(torch.zeros(1, 3, 2, 2))
         >>> [tuple(level.shape) for level in feats['1']]
         [(1, 4, 2, 2)]
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        taps: Iterable[str],
-        calls: Mapping[str, int] | None = None,
-        replace: Mapping[str, Callable[[Any], Any]] | None = None,
-    ) -> None:
+    def __init__(self, model: nn.Module, taps: Iterable[str], calls: Mapping[str, int] | None = None) -> None:
         self._model = model
         self._taps = {tap: parse_tap(tap) for tap in taps}
-        self._outputs: dict[str, list[Any]] = {path.module: [] for path in self._taps.values()}
-        self._calls = {name: calls[name] for name in self._outputs} if calls is not None else None
-        self._replace = dict(replace or {})
-        self._wrapped: list[tuple[nn.Module, Any]] = []
+        self._calls = calls
+        self._wrappers: dict[str, tuple[Callable, Callable]] = {}  # module -> its forward, and that with an ear
+        self._feats: Features | None = None
 
-    def __enter__(self) -> 'FeatureTap':
-        for name in dict.fromkeys([*self._replace, *self._outputs]):
-            module = find_module(self._model, name)
-            self._wrapped.append((module, vars(module).get('forward')))
-            module.forward = self._wrap(name, module.forward)
-        return self
+    def __getstate__(self) -> dict:
+        # A copy wraps the copied modules: a function's closure is not copied with it.
+        return {**vars(self), '_wrappers': {}, '_feats': None}
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
-        for module, own in self._wrapped:
-            del module.forward
-            if own is not None:  # somebody else's wrapping, such as activation checkpointing
-                module.forward = own
-        self._wrapped.clear()
-        return kind is _StopForward
+    @contextmanager
+    def read(self, replace: Mapping[str, Callable[[Any], Any]] | None = None) -> Iterator['Features']:
+        """What the taps give, filled while the block runs the model.
 
-    def _wrap(self, name: str, forward: Callable) -> Callable:
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            output = forward(*args, **kwargs)
-            # The replacement comes first: a tap on the same module sees what the rest of the model sees.
-            if name in self._replace:
-                output = self._replace[name](output)
-            if name in self._outputs:
-                self._collect(name, output)
-            return output
+        Args:
+            replace: path of a submodule -> function of its output; the returned value takes the output's place.
+        """
+        feats = self._feats = Features(self._taps, self._calls, replace or {})
+        wrapped = []
+        try:
+            for name in feats.heard:
+                module = find_module(self._model, name)
+                wrapped.append((module, vars(module).get('forward')))
+                module.forward = self._wrapper(name, module.forward)
+            yield feats
+        except _StopForward:
+            pass
+        finally:
+            self._feats = None  # the features belong to the step
+            for module, own in wrapped:
+                del module.forward
+                if own is not None:  # somebody else's wrapping, such as activation checkpointing
+                    module.forward = own
 
-        return wrapped
+    def _wrapper(self, name: str, forward: Callable) -> Callable:
+        if name not in self._wrappers or self._wrappers[name][0] != forward:
 
-    def _collect(self, name: str, output: Any) -> None:
-        self._outputs[name].append(output)
-        if self._calls is not None and all(len(self._outputs[n]) >= k for n, k in self._calls.items()):
-            raise _StopForward
+            def wrapped(*args: Any, **kwargs: Any) -> Any:
+                return self._hear(name, forward(*args, **kwargs))
+
+            self._wrappers[name] = forward, wrapped
+        return self._wrappers[name][1]
+
+    @torch.compiler.disable
+    def _hear(self, name: str, output: Any) -> Any:
+        return self._feats.hear(name, output)
+
+
+class Features:
+    """The outputs of the tapped modules in one forward.
+
+    Indexed by a tap, it gives that tap's levels.
+    """
+
+    def __init__(
+        self,
+        taps: Mapping[str, TapPath],
+        calls: Mapping[str, int] | None,
+        replace: Mapping[str, Callable[[Any], Any]],
+    ) -> None:
+        self._taps = taps
+        self._outputs: dict[str, list[Any]] = {path.module: [] for path in taps.values()}
+        self.order: list[str] = []  # the tapped modules, in the order of their outputs
+        self._expected = {name: calls[name] for name in self._outputs} if calls is not None else None
+        self._replace = replace
 
     @property
-    def calls(self) -> dict[str, int]:
-        """How often each tapped module was called inside the block."""
-        return {name: len(outputs) for name, outputs in self._outputs.items()}
+    def heard(self) -> list[str]:
+        """The modules whose outputs matter."""
+        return list(dict.fromkeys([*self._replace, *self._outputs]))
+
+    def hear(self, name: str, output: Any) -> Any:
+        """Take the output of module ``name``; return what the network goes on with."""
+        # The replacement comes first: a tap on the same module sees what the rest of the model sees.
+        if name in self._replace:
+            output = self._replace[name](output)
+        if name in self._outputs:
+            self._outputs[name].append(output)
+            self.order.append(name)
+            if self._expected is not None and all(len(self._outputs[n]) >= k for n, k in self._expected.items()):
+                raise _StopForward
+        return output
 
     def __getitem__(self, tap: str) -> list[Tensor]:
         """The levels of a tap.
@@ -230,12 +277,12 @@ def probe(model: nn.Module, taps: Iterable[str], size: int) -> Probe:
     )
     model.eval()
     try:
-        with torch.random.fork_rng(devices=[]), FeatureTap(model, taps) as feats:
+        with torch.random.fork_rng(devices=[]), FeatureTap(model, taps).read() as feats:
             run_for_taps(model, taps, image, [sample])
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return Probe({tap: [_spec(x, size) for x in feats[tap]] for tap in taps}, feats.calls)
+    return Probe({tap: [_spec(x, size) for x in feats[tap]] for tap in taps}, feats.order)
 
 
 def _spec(feat: Tensor, size: int) -> FeatureSpec:

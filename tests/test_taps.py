@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -60,7 +62,8 @@ def test_parse_refuses(text):
 
 def test_reads_what_the_module_returned():
     net, x = Net(), torch.randn(2, 3, 16, 16)
-    with FeatureTap(net, ['backbone', 'backbone[1]', 'backbone[-1]', 'head.cls', 'head.cls[0]', 'head[0]']) as feats:
+    tap = FeatureTap(net, ['backbone', 'backbone[1]', 'backbone[-1]', 'head.cls', 'head.cls[0]', 'head[0]'])
+    with tap.read() as feats:
         scores, _ = net(x)
     fine, coarse = net.backbone(x)
     torch.testing.assert_close(feats['backbone'], [fine, coarse])
@@ -73,14 +76,14 @@ def test_reads_what_the_module_returned():
 
 def test_index_of_a_single_level_is_not_a_sample():
     net, x = Net(), torch.randn(2, 3, 16, 16)
-    with FeatureTap(net, ['backbone.layer1[0]']) as feats:
+    with FeatureTap(net, ['backbone.layer1[0]']).read() as feats:
         net(x)
     assert feats['backbone.layer1[0]'][0].shape == (2, 4, 8, 8)
 
 
 def test_no_handle_outlives_the_block():
     net = Net()
-    with pytest.raises(RuntimeError, match='boom'), FeatureTap(net, ['backbone']):
+    with pytest.raises(RuntimeError, match='boom'), FeatureTap(net, ['backbone']).read():
         raise RuntimeError('boom')
     assert not any(module._forward_hooks or 'forward' in vars(module) for module in net.modules())
 
@@ -90,26 +93,41 @@ def test_another_wrapping_of_forward_is_kept():
     inner = net.backbone.forward
     net.backbone.forward = lambda x: inner(2 * x)
     mine = net.backbone.forward
-    with FeatureTap(net, ['backbone']) as feats:
+    with FeatureTap(net, ['backbone']).read() as feats:
         net(torch.ones(1, 3, 8, 8))
     assert net.backbone.forward is mine
     torch.testing.assert_close(feats['backbone'][1], inner(2 * torch.ones(1, 3, 8, 8))[1])
 
 
+def test_a_copy_reads_the_copied_model():
+    net, x = Net(), torch.randn(1, 3, 16, 16)
+    both = nn.ModuleList([net])
+    both.tap = FeatureTap(net, ['backbone.layer1'])
+    with both.tap.read():
+        net(x)
+    copied = copy.deepcopy(both)
+    with torch.no_grad():
+        copied[0].backbone.layer1.weight.zero_()
+        copied[0].backbone.layer1.bias.zero_()
+    with copied.tap.read() as feats:
+        copied[0](x)
+    assert not feats['backbone.layer1'][0].any()
+
+
 def test_stops_after_the_deepest_tap():
     net, x = Net(), torch.randn(1, 3, 16, 16)
-    with FeatureTap(net, ['backbone.layer1'], calls={'backbone.layer1': 1}) as feats:
+    with FeatureTap(net, ['backbone.layer1'], calls={'backbone.layer1': 1}).read() as feats:
         net(x)
     assert net.head.runs == 0
     assert len(feats['backbone.layer1']) == 1
-    with FeatureTap(net, ['head.cls'], calls={'head.cls': 2}) as feats:
+    with FeatureTap(net, ['head.cls'], calls={'head.cls': 2}).read() as feats:
         net(x)
     assert len(feats['head.cls']) == 2
 
 
 def test_replaced_output_goes_on_through_the_network():
     net, x = Net(), torch.randn(1, 3, 16, 16)
-    with FeatureTap(net, ['backbone.layer1', 'backbone'], replace={'backbone.layer1': torch.zeros_like}) as feats:
+    with FeatureTap(net, ['backbone.layer1', 'backbone']).read({'backbone.layer1': torch.zeros_like}) as feats:
         net(x)
     assert not feats['backbone.layer1'][0].any()
     torch.testing.assert_close(feats['backbone'][1], net.backbone.layer2(torch.zeros(1, 4, 8, 8)).relu())
@@ -144,6 +162,9 @@ def test_probe_sees_shapes_and_leaves_no_trace():
     assert [(s.channels, s.size, s.stride) for s in seen.specs['backbone']] == [(4, (16, 16), 2), (6, (8, 8), 4)]
     assert [s.signed for s in seen.specs['backbone']] == [True, False]  # the second comes out of a ReLU
     assert seen.calls == {'backbone': 1, 'head.cls': 2}
+    assert seen.precedes('backbone[1]', 'head.cls')
+    assert not seen.precedes('head.cls', 'backbone')
+    assert not seen.precedes('head.cls[0]', 'head.cls[1]')
     assert torch.equal(state, torch.get_rng_state())
     assert net.training
     assert not net.neck.training

@@ -100,6 +100,11 @@ def test_exported_student_scores_as_in_training(folder, checkpoint, exported):
         assert len(pickle.load(file)) == 8
 
 
+def test_tta_with_a_distiller(folder, checkpoint):
+    out = succeed(TOOLS / 'test.py', folder / 'distiller.py', checkpoint, '--work-dir', folder / 'test', '--tta')
+    assert 0 <= float(average_precision(out)) <= 1
+
+
 def test_exported_student_in_the_wrong_config(folder, exported):
     code, out = run(TOOLS / 'test.py', folder / 'other.py', exported, '--work-dir', folder / 'test')
     assert code != 0

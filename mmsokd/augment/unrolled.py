@@ -8,7 +8,12 @@ from torch import Tensor
 
 
 def unrolled_gradient(
-    loss: Callable[[], Tensor], weights: Sequence[Tensor], chi: Sequence[Tensor], lr: float = 0.01, scale: float = 0.01
+    loss: Callable[[], Tensor],
+    weights: Sequence[Tensor],
+    chi: Sequence[Tensor],
+    lr: float = 0.01,
+    scale: float = 0.01,
+    loss_scale: float = 1.0,
 ) -> list[Tensor]:
     r"""Gradient for ``chi`` of the loss after one virtual SGD step of the weights (DARTS, arXiv:1806.09055, eq. 7-8).
 
@@ -23,28 +28,33 @@ def unrolled_gradient(
         chi: leaves that require a gradient.
         lr: eta of the virtual step.
         scale: of epsilon.
+        loss_scale: what the loss is multiplied by before each backward, and its gradients are divided by after it, so
+            that gradients in half precision do not vanish (a GradScaler's scale).
 
-    Returns: one gradient for each of ``chi``. Four calls of ``loss``.
+    Returns: one gradient for each of ``chi``; NaN if the scaled gradient of the weights overflowed. Four calls of
+    ``loss``, or one.
     """
     weights, chi = list(weights), list(chi)
     with _restored(weights) as original:
-        step = _grad(loss(), weights)
+        step = _grad(loss(), weights, loss_scale)
+        if not torch.stack([g.isfinite().all() for g in step]).all():
+            return [torch.full_like(x, torch.nan) for x in chi]
         _set(weights, original, step, -lr)
-        both = _grad(loss(), [*weights, *chi])
+        both = _grad(loss(), [*weights, *chi], loss_scale)
         v, direct = both[: len(weights)], both[len(weights) :]
         norm = torch.stack([g.float().square().sum() for g in v]).sum().sqrt().clamp(min=1e-12)
         epsilon = scale / norm
         _set(weights, original, v, epsilon)
-        plus = _grad(loss(), chi)
+        plus = _grad(loss(), chi, loss_scale)
         _set(weights, original, v, -epsilon)
-        minus = _grad(loss(), chi)
+        minus = _grad(loss(), chi, loss_scale)
     return [d - lr * (p - m) / (2 * epsilon) for d, p, m in zip(direct, plus, minus, strict=True)]
 
 
-def _grad(value: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+def _grad(value: Tensor, inputs: Sequence[Tensor], scale: float) -> list[Tensor]:
     """Gradients, zero where the value does not depend on an input."""
-    found = torch.autograd.grad(value, inputs, allow_unused=True)
-    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+    found = torch.autograd.grad(value * scale, inputs, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g / scale for x, g in zip(inputs, found, strict=True)]
 
 
 @torch.no_grad()

@@ -99,25 +99,26 @@ class Distiller(BaseModel):
         if self._at is not None:
             taps = {name: [*paths, self._at] for name, paths in taps.items()}
         self._student_taps = list(dict.fromkeys(taps[STUDENT]))
+        self._tap = FeatureTap(self.student, self._student_taps)
         with _telling('student'):
-            specs = {STUDENT: probe(self.student, self._student_taps, size).specs}
+            probes = {STUDENT: probe(self.student, self._student_taps, size)}
         for name, teacher in self._teachers.items():
             if not taps[name]:
                 raise ValueError(f"{teacher.name}: expected a term with teacher='{name}', found none; leave it out")
             with _telling(teacher.name):
-                specs[name] = teacher.probe(taps[name], size).specs
+                probes[name] = teacher.probe(taps[name], size)
             teacher.match_normalization(self.data_preprocessor)
         for term in self.terms.values():
             has_areas = self.areas is not None and term.wants_areas
             is_refined = self.refine is not None and self._at is None and term.wants_refine
             term.build(
-                specs[STUDENT][term.student_tap],
-                specs[term.teacher_name][term.teacher_tap],
+                probes[STUDENT].specs[term.student_tap],
+                probes[term.teacher_name].specs[term.teacher_tap],
                 default_adapter='mmsokd.SoKDAdapter' if has_areas else None,
                 equal_channels=has_areas or is_refined,
             )
         if self.refine is not None:
-            self.refine.connect(self.terms, specs[STUDENT], specs)
+            self.refine.connect(self.terms, probes)
         if self.areas is not None:
             self.areas.connect(self.terms)
 
@@ -179,17 +180,23 @@ class Distiller(BaseModel):
         Raises:
             FloatingPointError: a loss is NaN or Inf; names it.
         """
-        weights = self._weights()
-        step = self.refine.begin(inputs) if self.refine is not None else None
+        weights, step = self._begin(inputs)
         # The teacher first: its feature maps are then all that is held while the student runs.
         feats = self._teacher_features(inputs, data_samples, weights, step)
-        with FeatureTap(self.student, self._student_taps) as tapped:
+        with self._tap.read() as tapped:
             losses = dict(self.student(inputs, data_samples, mode='loss'))
         feats[STUDENT] = {tap: tapped[tap] for tap in self._student_taps}
-        self._warn_of_deaf_taps(feats[STUDENT])
         losses.update(self._distill(feats, weights, step))
         self._guard.watch(losses)
         return losses
+
+    # Under torch.compile the student's and the teacher's networks are compiled. What stands between them is not: the
+    # clock and the draws steer Python, and guards on either would compile anew in every step.
+
+    @torch.compiler.disable
+    def _begin(self, inputs: Tensor) -> tuple[dict[str, float], RefineStep | None]:
+        """Each term's weight, and the augmentation's draws."""
+        return self._weights(), self.refine.begin(inputs) if self.refine is not None else None
 
     def _warn_of_deaf_taps(self, feats: Levels) -> None:
         """A tap without a graph teaches the student nothing: say so, once."""
@@ -224,11 +231,12 @@ class Distiller(BaseModel):
             if name in needed
         }
 
-    @torch.compiler.disable  # the student compiles; the draws steer Python, and the rest is small
+    @torch.compiler.disable
     def _distill(
         self, feats: Mapping[str, Levels], weights: Mapping[str, float], step: RefineStep | None
     ) -> dict[str, Tensor]:
         """The terms' losses, SoKD's, and the diagnostics."""
+        self._warn_of_deaf_taps(feats[STUDENT])
         losses: dict[str, Tensor] = {}
         results: list[AreaResult] = []
         for name, term in self.terms.items():
@@ -272,7 +280,7 @@ class Distiller(BaseModel):
         modes = {module: module.training for module in self.modules()}
         self.eval()
         try:
-            with FeatureTap(self.student, self._student_taps) as tapped:
+            with self._tap.read() as tapped:
                 run_for_taps(self.student, self._student_taps, inputs, data_samples)
             feats = {STUDENT: {tap: tapped[tap] for tap in self._student_taps}}
             feats.update({name: t.features(inputs, data_samples) for name, t in self._teachers.items()})

@@ -21,6 +21,7 @@ class FiniteGuard:
     def __deepcopy__(self, memo: dict) -> 'FiniteGuard':
         return FiniteGuard()  # what is under way belongs to the original's step
 
+    @torch.compiler.disable
     def watch(self, losses: Mapping[str, Any]) -> None:
         """Look at the entries of a loss dict that will be summed.
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mmsokd.distillers.term import STUDENT, Term
 from mmsokd.registry import MODELS
-from mmsokd.taps import FeatureSpec, match_levels
+from mmsokd.taps import FeatureSpec, Probe, match_levels
 
 _SHARED = 'shared'
 
@@ -36,8 +36,8 @@ class Refiner(BaseModule):
         """The teacher's layer whose output is replaced, or None: each term's own feature is refined beside it."""
         return next(iter(self.necks.values())).at
 
-    def connect(self, terms: Mapping[str, Term], student: Mapping, teachers: Mapping[str, Mapping]) -> None:
-        """Choose the terms that are refined, and build what depends on the dry runs.
+    def connect(self, terms: Mapping[str, Term], probes: Mapping[str, Probe]) -> None:
+        """Choose the terms that are refined, and build what depends on the dry runs, of the student and the teachers.
 
         Raises:
             ValueError: ``at`` with several teachers, with ``per_term``, or at levels that do not match; or there is
@@ -47,16 +47,23 @@ class Refiner(BaseModule):
         if self.at is not None:
             if neck.per_term:
                 raise ValueError("refine.per_term: expected False beside 'at' (one layer, one policy), found True")
-            if len(teachers) != 2:
-                raise ValueError(f'refine.at: expected one teacher, found {sorted(set(teachers) - {"student"})}')
-            stubborn = [n for n, t in terms.items() if not t.wants_refine and t.teacher_name != STUDENT]
+            teachers = sorted(set(probes) - {STUDENT})
+            if len(teachers) != 1:
+                raise ValueError(f'refine.at: expected one teacher, found {teachers}')
+            teacher = probes[teachers[0]]
+            stubborn = [
+                name
+                for name, term in terms.items()
+                if not term.wants_refine
+                and term.teacher_name != STUDENT
+                and not teacher.precedes(term.teacher_tap, self.at)
+            ]
             if stubborn:
                 raise ValueError(
                     f"terms.{stubborn[0]}.refine: expected True beside refine.at='{self.at}', found False: the "
                     'teacher runs once, and what lies behind that layer follows it for every term'
                 )
-            (teacher,) = (specs for name, specs in teachers.items() if name != 'student')
-            self._connect_at(student[self.at], teacher[self.at])
+            self._connect_at(probes[STUDENT].specs[self.at], teacher.specs[self.at])
             self.names: list[str] = []
             return
         self.names = [name for name, term in terms.items() if term.wants_refine and term.is_feature]

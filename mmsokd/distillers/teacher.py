@@ -71,7 +71,7 @@ class Teacher:
             print_log(f'{name}: no checkpoint is given, so its weights are random', 'current', logging.WARNING)
         self.module.requires_grad_(False).eval()
         self.taps: list[str] = []
-        self._calls: dict[str, int] = {}
+        self._tap: FeatureTap | None = None
         self._renorm: tuple[Tensor, Tensor] | None = None
         self._flip = False
 
@@ -82,7 +82,7 @@ class Teacher:
         """Dry-run for ``taps``, which :meth:`features` will read from now on."""
         self.taps = list(dict.fromkeys(taps))
         result = probe(self.module, self.taps, size)
-        self._calls = result.calls
+        self._tap = FeatureTap(self.module, self.taps, result.calls)
         return result
 
     def match_normalization(self, student: nn.Module | None) -> None:
@@ -102,6 +102,7 @@ class Teacher:
         self._renorm = (std / ours.std, (mean - ours.mean) / ours.std)
         print_log(f"{self.name}: its normalization differs from the student's; batches are re-normalised", 'current')
 
+    @torch.compiler.disable
     def prepare(self, inputs: Tensor, data_samples: list | None) -> Tensor:
         """The student's preprocessed batch (N, 3, H, W) as this teacher's own preprocessor would have made it.
 
@@ -139,6 +140,6 @@ class Teacher:
         if any(module.training for module in self.module.modules()):
             self.module.eval()  # a teacher that drops units is another teacher
         inputs = self.prepare(inputs, data_samples)
-        with FeatureTap(self.module, self.taps, self._calls, replace) as feats:
+        with self._tap.read(replace) as feats:
             run_for_taps(self.module, self.taps, inputs, data_samples)
         return {tap: feats[tap] for tap in self.taps}

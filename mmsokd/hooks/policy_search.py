@@ -143,6 +143,8 @@ class PolicySearchHook(Hook):
                 continue
             neck, optimizer = self._necks[name], self._optimizers[name]
             gradient = _mean_over_ranks(gradient)
+            if not all(value.isfinite().all() for value in gradient.values()):
+                continue  # a scaled gradient overflowed, on whatever rank; fp16's scaler lets such a step fall out too
             for key, parameter in neck.search_parameters().items():
                 decay = self.weight_decay * (parameter - self._start[name][key])
                 parameter.grad = gradient[key].to(parameter) + decay
@@ -174,7 +176,9 @@ class PolicySearchHook(Hook):
                     return distiller.parse_losses(distiller(**data, mode='loss'))[0]
 
             leaves = [leaf for chi in chis.values() for leaf in chi.values()]
-            gradients = iter(unrolled_gradient(loss, weights, leaves, lr=self.virtual_lr))
+            scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)  # AmpOptimWrapper's
+            scale = scaler.get_scale() if scaler is not None else 1.0
+            gradients = iter(unrolled_gradient(loss, weights, leaves, lr=self.virtual_lr, loss_scale=scale))
             return {name: {key: next(gradients).cpu() for key in chi} for name, chi in chis.items()}
 
     def _watch_ratio(self, runner: Runner, outputs: Any) -> None:

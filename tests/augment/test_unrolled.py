@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -55,6 +57,21 @@ def test_weights_come_back_bit_by_bit(fails_at):
     for weight, value in zip(weights, before, strict=True):
         assert torch.equal(weight, value)
         assert weight.grad is None
+
+
+def test_scaled_loss_saves_what_half_precision_loses():
+    chi, weights = [torch.tensor([2.0]).requires_grad_()], [torch.tensor([1.5]).requires_grad_()]
+
+    def loss():  # 1e-9 * chi * w^2, with a backward pass in float16
+        return (chi[0] * weights[0] ** 2).half().float().sum() * 1e-9
+
+    def gradient(scale):
+        return unrolled_gradient(loss, weights, chi, lr=0.01, loss_scale=scale)[0].item()
+
+    assert gradient(1.0) == 0.0
+    assert gradient(2.0**16) == pytest.approx(2.25e-9, rel=1e-2)
+    assert math.isnan(gradient(1e15))  # overflows
+    assert weights[0].item() == 1.5
 
 
 def test_a_loss_without_the_weights_has_the_direct_term_alone():

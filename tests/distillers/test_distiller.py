@@ -300,16 +300,32 @@ def test_inline_teacher_without_statistics_sees_what_the_student_sees():
     assert model._teachers['teacher'].prepare(images, None) is images
 
 
-def test_compiles_around_the_distillation():
-    model = distiller().train()
+def test_compiles_once():
+    model = distiller(terms=dict(loss_hint=FITNET, loss_cls=dict(FITNET, tap='bbox_head.retina_cls'))).train()
+    clock = MessageHub.get_current_instance()
     data = model.data_preprocessor(raw_batch(), True)
     torch.manual_seed(1)
     plain = model(**copy.deepcopy(data), mode='loss')
     model.refine.necks['shared'].policy.draws -= 1
-    compiled = torch.compile(model.forward, backend='eager')(**copy.deepcopy(data), mode='loss')
-    assert plain.keys() == compiled.keys()
-    torch.testing.assert_close(compiled['distill.loss_hint'], plain['distill.loss_hint'], rtol=1e-3, atol=1e-4)
-    model.parse_losses(compiled)[0].backward()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph.forward
+
+    compiled = torch.compile(model.forward, backend=backend)
+    losses = compiled(**copy.deepcopy(data), mode='loss')
+    assert plain.keys() == losses.keys()
+    torch.testing.assert_close(losses['distill.loss_hint'], plain['distill.loss_hint'], rtol=1e-3, atol=1e-4)
+    model.parse_losses(losses)[0].backward()
+    convs = sum('conv' in target for graph in graphs for target in graph)
+    assert convs >= sum('.conv' in name for name, _ in model.student.backbone.named_modules())  # it was compiled
+    known = len(graphs)
+    for i in range(2):
+        clock.update_info('iter', i + 1)
+        compiled(**model.data_preprocessor(raw_batch(seed=i + 1), True), mode='loss')
+    assert len(graphs) == known
+    clock.update_info('iter', 0)
 
 
 def test_several_teachers_and_the_student_itself():
@@ -381,7 +397,7 @@ def test_at_replaces_the_layer_and_what_follows():
     neck.policy.magnitude.fill_(1.0)
     images = torch.randn(2, 3, 64, 64)
     teacher = model._teachers['teacher']
-    teacher.taps, teacher._calls = ['backbone.layer2', 'neck'], {'backbone.layer2': 1, 'neck': 1}
+    teacher.probe(['backbone.layer2', 'neck'], 64)
     plain = teacher.features(images, None)
     refined = teacher.features(images, None, {'backbone.layer3': model.refine.begin(images).replace})
     assert torch.equal(plain['backbone.layer2'][0], refined['backbone.layer2'][0])
@@ -390,6 +406,8 @@ def test_at_replaces_the_layer_and_what_follows():
         ValueError, match=r"terms\.loss_hint\.refine: expected True beside refine\.at='backbone\.layer3'"
     ):
         distiller(terms=dict(loss_hint=dict(FITNET, refine=False)), refine=refine)
+    early = dict(type='mmsokd.FitNetLoss', tap='backbone.layer2', refine=False)
+    distiller(terms=dict(loss_hint=FITNET, loss_early=early), refine=refine)  # its feature is there before that layer
 
 
 # ---- where models come from -----------------------------------------------------------------------------------------
