@@ -5,6 +5,7 @@ returns one tensor gives one level, a tuple of tensors gives a pyramid, and so d
 level (``bbox_head.retina_cls``).
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,12 +39,14 @@ class FeatureSpec(NamedTuple):
     """What the dry run saw of one level of a tap.
 
     ``stride`` is the input's side over the map's, rounded; ``signed`` tells whether the feature takes negative values.
+    ``extra`` is None but for a transformer's tokens that lie on a grid: the number of class tokens before them.
     """
 
     channels: int
     size: tuple[int, ...]
     stride: int
     signed: bool
+    extra: int | None = None
 
 
 class Probe(NamedTuple):
@@ -282,14 +285,52 @@ def probe(model: nn.Module, taps: Iterable[str], size: int) -> Probe:
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return Probe({tap: [_spec(x, size) for x in feats[tap]] for tap in taps}, feats.order)
+    return Probe({tap: [_spec(tap, x, size) for x in feats[tap]] for tap in taps}, feats.order)
 
 
-def _spec(feat: Tensor, size: int) -> FeatureSpec:
-    channels_last = feat.dim() == 3  # tokens (N, L, C)
-    sizes = tuple(feat.shape[1:-1] if channels_last else feat.shape[2:])
-    stride = round(size / sizes[0]) if feat.dim() == 4 else 0
-    return FeatureSpec(feat.shape[-1 if channels_last else 1], sizes, stride, bool((feat < 0).any()))
+def _spec(tap: str, feat: Tensor, size: int) -> FeatureSpec:
+    signed = bool((feat < 0).any())
+    if feat.dim() != 3:
+        sizes = tuple(feat.shape[2:])
+        return FeatureSpec(feat.shape[1], sizes, round(size / sizes[0]) if sizes else 0, signed)
+    count, channels = feat.shape[1:]
+    extra = _class_tokens(count, size) if tap.split('.')[0].startswith(('backbone', 'neck')) else None
+    if extra is None:  # queries, or proposals
+        return FeatureSpec(channels, (count,), 0, signed)
+    side = math.isqrt(count - extra)
+    return FeatureSpec(channels, (side, side), round(size / side), signed, extra)
+
+
+def _class_tokens(count: int, size: int) -> int | None:
+    """How many of ``count`` tokens stand before the grid of a square picture; None if there is no grid."""
+    for extra in (0, 1, 2):
+        side = math.isqrt(count - extra) if count > extra else 0
+        if side and side * side == count - extra and size % side == 0:
+            return extra
+    return None
+
+
+def as_map(feat: Tensor, spec: FeatureSpec, size: tuple[int, int]) -> Tensor:
+    """Tokens (N, L, C) as a map (N, C, H, W) without the class tokens; anything else as it is.
+
+    Args:
+        feat: one level of a tap.
+        spec: what the dry run saw there.
+        size: height and width of the batch's pictures, in pixels.
+
+    Raises:
+        ValueError: the tokens do not fill a grid of the dry run's stride.
+    """
+    if spec.extra is None:
+        return feat
+    count = feat.shape[1] - spec.extra
+    height = round(size[0] / spec.stride)
+    if height * round(size[1] / spec.stride) != count:
+        raise ValueError(
+            f'expected the tokens of a grid of stride {spec.stride} on pictures of {tuple(size)}, found {count}; '
+            'tap a layer that gives a map (N, C, H, W)'
+        )
+    return feat[:, spec.extra :].transpose(1, 2).unflatten(2, (height, -1))
 
 
 def match_levels(student: Sequence[FeatureSpec], teacher: Sequence[FeatureSpec]) -> list[tuple[int, int]] | None:

@@ -1,5 +1,5 @@
 """Learnable maps between a tap and a loss; training only."""
 
-from mmsokd.adapters.conv import ConvAdapter, SoKDAdapter
+from mmsokd.adapters.conv import ConvAdapter, ResizeAdapter, SoKDAdapter
 
-__all__ = ['ConvAdapter', 'SoKDAdapter']
+__all__ = ['ConvAdapter', 'ResizeAdapter', 'SoKDAdapter']

@@ -69,6 +69,24 @@ def _check_groups(norm_cfg: Mapping | None, *widths: int) -> None:
 
 
 @MODELS.register_module()
+class ResizeAdapter(_Adapter):
+    """Nothing but another size, for logits.
+
+    Args:
+        resize: an interpolation mode, ``'bilinear'``, ``'nearest'`` or ``'area'``.
+    """
+
+    keeps_channels = True
+
+    def __init__(self, resize: str = 'bilinear', init_cfg: dict | None = None) -> None:
+        super().__init__(resize, init_cfg)
+
+    def forward(self, feat: Tensor, size: tuple[int, int]) -> Tensor:
+        """(N, C, H, W) -> (N, C, H_t, W_t)."""
+        return self._fit(feat, size)
+
+
+@MODELS.register_module()
 class ConvAdapter(_Adapter):
     """One convolution to the teacher's channels, the regressor of FitNet (arXiv:1412.6550, sec. 2.2).
 

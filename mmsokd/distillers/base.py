@@ -186,7 +186,7 @@ class Distiller(BaseModel):
         with self._tap.read() as tapped:
             losses = dict(self.student(inputs, data_samples, mode='loss'))
         feats[STUDENT] = {tap: tapped[tap] for tap in self._student_taps}
-        losses.update(self._distill(feats, weights, step))
+        losses.update(self._distill(feats, weights, step, inputs, data_samples))
         self._guard.watch(losses)
         return losses
 
@@ -233,7 +233,12 @@ class Distiller(BaseModel):
 
     @torch.compiler.disable
     def _distill(
-        self, feats: Mapping[str, Levels], weights: Mapping[str, float], step: RefineStep | None
+        self,
+        feats: Mapping[str, Levels],
+        weights: Mapping[str, float],
+        step: RefineStep | None,
+        inputs: Tensor,
+        samples: list | None,
     ) -> dict[str, Tensor]:
         """The terms' losses, SoKD's, and the diagnostics."""
         self._warn_of_deaf_taps(feats[STUDENT])
@@ -245,7 +250,8 @@ class Distiller(BaseModel):
                 zero = feats[STUDENT][term.student_tap][0].new_zeros((), dtype=torch.float32)
                 losses[f'distill.{name}'] = zero + term.untouched() + (self.areas.untouched(name) if has_areas else 0.0)
                 continue
-            student, teacher = term.select(feats[STUDENT][term.student_tap], feats[term.teacher_name][term.teacher_tap])
+            pair = feats[STUDENT][term.student_tap], feats[term.teacher_name][term.teacher_tap]
+            student, teacher = term.select(*pair, inputs.shape[-2:])
             source = (term.teacher_name, term.teacher_tap, *(j for _, j in term.pairs))
             teacher = [t.detach() for t in teacher]
             student = term.adapt(student, teacher)
@@ -256,7 +262,7 @@ class Distiller(BaseModel):
                 results.append(areas)
             if areas is None or self.keep_host:
                 masks = areas.weights if areas is not None else None
-                losses[f'distill.{name}'] = weights[name] * term(student, teacher, masks)
+                losses[f'distill.{name}'] = weights[name] * term(student, teacher, masks, samples)
         losses.update(_sum_areas(results))
         if step is not None:
             if self._at is not None:
@@ -288,7 +294,7 @@ class Distiller(BaseModel):
             for name, detector in self.areas.detectors.items():
                 term = self.terms[name]
                 pair = feats[STUDENT][term.student_tap], feats[term.teacher_name][term.teacher_tap]
-                student, teacher = term.select(*pair)
+                student, teacher = term.select(*pair, inputs.shape[-2:])
                 found[name] = detector.detect(term.adapt(student, teacher), teacher)
             return found
         finally:

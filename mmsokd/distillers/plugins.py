@@ -80,10 +80,11 @@ class Refiner(BaseModule):
     def _connect_at(self, student: Sequence[FeatureSpec], teacher: Sequence[FeatureSpec]) -> None:
         self.pairs = match_levels(student, teacher)
         sizes = [(student[i].size, teacher[j].size) for i, j in self.pairs or []]
-        if not sizes or any(s != t or len(s) != 2 for s, t in sizes):
+        tokens = any(spec.extra is not None for spec in (*student, *teacher))
+        if not sizes or tokens or any(s != t or len(s) != 2 for s, t in sizes):
             raise ValueError(
-                f'refine.at: expected a layer of one stride in both networks, found sizes {[s.size for s in student]} '
-                f"and {[t.size for t in teacher]} at '{self.at}'"
+                f'refine.at: expected a layer of maps of one stride in both networks, found sizes '
+                f"{[s.size for s in student]} and {[t.size for t in teacher]} at '{self.at}'"
             )
         # L_aug needs the student in the teacher's width [ours: a 1x1 regressor that learns beside, and gives the
         # student no gradient, so that the host stays what it is].

@@ -10,9 +10,10 @@ import torch
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
+from mmsokd import losses
 from mmsokd.checks import nearest
 from mmsokd.registry import MODELS
-from mmsokd.taps import FeatureSpec, match_levels
+from mmsokd.taps import FeatureSpec, as_map, match_levels
 
 STUDENT = 'student'  # as a term's `teacher`: the student itself, for self-distillation
 
@@ -90,7 +91,8 @@ class Term(BaseModule):
             if not isinstance(value, bool):
                 raise ValueError(f'{key}.{option}: expected True or False, found {value!r}')
         self.adapter_cfg = cfg.pop('adapter', 'inferred')
-        self.loss = _build_loss(key, cfg)
+        self._loss_cfg = cfg
+        self._loss_cls = _loss_class(key, cfg)
 
     def _pop_taps(self, cfg: dict) -> tuple[str, str]:
         if 'tap' in cfg:
@@ -140,14 +142,22 @@ class Term(BaseModule):
             )
         self.pairs = pairs
         self.specs = [(student[i], teacher[j]) for i, j in pairs]
-        self.equal_channels = (equal_channels and self.is_feature) or getattr(self.loss, 'same_channels', False)
-        self.adapters = ModuleList([self._build_adapter(s, t, default_adapter) for s, t in self.specs])
-        for adapter, (s, t) in zip(self.adapters, self.specs, strict=True):
-            self._check_fit(adapter, s, t)
+        self.equal_channels = (equal_channels and self.is_feature) or self._asks('same_channels')
+        self.adapter = self._build_adapter(self._asks('default_adapter') or default_adapter)
+        adapters = self.adapter if isinstance(self.adapter, PerLevel) else [self.adapter] * len(pairs)
+        self.losses = ModuleList(self._build_loss(s, t, a) for (s, t), a in zip(self.specs, adapters, strict=True))
+
+    def _asks(self, what: str) -> Any:
+        """A class attribute of the loss, which need not know of :class:`~mmsokd.losses.TermLoss`."""
+        return getattr(self._loss_cls, what, getattr(losses.TermLoss, what))
 
     @property
     def is_feature(self) -> bool:
-        """Whether the term compares maps (N, C, H, W), on which SoKD's plug-ins act."""
+        """Whether the term compares feature maps (N, C, H, W), on which SoKD's plug-ins act."""
+        return self._are_maps and not self._asks('on_logits')
+
+    @property
+    def _are_maps(self) -> bool:
         return all(len(s.size) == len(t.size) == 2 for s, t in self.specs)
 
     @property
@@ -155,23 +165,36 @@ class Term(BaseModule):
         """The teacher's channels, level by level."""
         return [t.channels for _, t in self.specs]
 
-    def _build_adapter(self, s: FeatureSpec, t: FeatureSpec, default: str | None) -> nn.Module:
+    def _build_adapter(self, default: str | None) -> nn.Module:
+        """One adapter a level, or one for the whole pyramid where its class says so."""
         cfg = self.adapter_cfg
+        if cfg not in (None, 'inferred') and (not isinstance(cfg, Mapping) or 'type' not in cfg):
+            raise ValueError(f"{self.key}.adapter: expected a dict with 'type', or None, found {cfg!r}")
+        if cfg == 'inferred' and default is not None and _is_pyramid(default):
+            cfg = dict(type=default)
+        if isinstance(cfg, Mapping) and _is_pyramid(cfg['type']):
+            students, teachers = zip(*self.specs, strict=True)
+            return _build(cfg, in_channels=[s.channels for s in students], out_channels=[t.channels for t in teachers])
+        adapters = PerLevel(self._build_level_adapter(cfg, default, s, t) for s, t in self.specs)
+        for adapter, (s, t) in zip(adapters, self.specs, strict=True):
+            self._check_fit(adapter, s, t)
+        return adapters
+
+    def _build_level_adapter(self, cfg: Any, default: str | None, s: FeatureSpec, t: FeatureSpec) -> nn.Module:
         if cfg is None:
             return nn.Identity()
         if cfg != 'inferred':
-            if not isinstance(cfg, Mapping) or 'type' not in cfg:
-                raise ValueError(f"{self.key}.adapter: expected a dict with 'type', or None, found {cfg!r}")
-            injected = dict(in_channels=s.channels, out_channels=t.channels)
-            if cfg.get('resize') == 'conv':
-                injected['stride_ratio'] = t.size[0] / s.size[0]
-            return MODELS.build({**injected, **cfg})
-        maps = len(s.size) == len(t.size) == 2
-        if default is not None and maps:
+            ratio = t.size[0] / s.size[0] if cfg.get('resize') == 'conv' else 1.0
+            return _build(cfg, in_channels=s.channels, out_channels=t.channels, stride_ratio=ratio)
+        if default is not None and self.is_feature:
             return MODELS.build(dict(type=default, **self._dense_options(s, t)))
-        if s.channels != t.channels and self.equal_channels and maps:
+        if s.channels != t.channels and self.equal_channels and self.is_feature:
             return MODELS.build(dict(type='mmsokd.ConvAdapter', in_channels=s.channels, out_channels=t.channels))
         return nn.Identity()
+
+    def _build_loss(self, s: FeatureSpec, t: FeatureSpec, adapter: nn.Module) -> nn.Module:
+        channels = s.channels if _keeps_channels(adapter) else t.channels
+        return _build(self._loss_cfg, student_channels=channels, teacher_channels=t.channels)
 
     def _dense_options(self, s: FeatureSpec, t: FeatureSpec) -> dict:
         """SoKD's three-conv adapter at a width and with a norm that suit the map [ours].
@@ -188,45 +211,58 @@ class Term(BaseModule):
         )
 
     def _check_fit(self, adapter: nn.Module, s: FeatureSpec, t: FeatureSpec) -> None:
-        identity = isinstance(adapter, nn.Identity)
         where = f'{self.student_tap!r} of the student and {self.teacher_tap!r} of the teacher'
-        if identity and s.channels != t.channels and self.equal_channels:
+        if _keeps_channels(adapter) and s.channels != t.channels and self.equal_channels:
+            mend = "leave 'adapter' out, or give dict(type='mmsokd.ConvAdapter')"
+            if self._asks('on_logits'):
+                mend = 'logits are compared class by class: are both models made for the same classes?'
             raise ValueError(
                 f'{self.key}.adapter: expected equal channels without an adapter, found {s.channels} and '
-                f"{t.channels} at {where}; leave 'adapter' out, or give dict(type='mmsokd.ConvAdapter')"
+                f'{t.channels} at {where}; {mend}'
             )
         if s.size != t.size and getattr(adapter, 'resize', None) is None:
+            kind = 'ResizeAdapter' if self._asks('on_logits') else 'ConvAdapter'
             raise ValueError(
                 f'{self.key}: expected equal sizes, found {s.size} (stride {s.stride}) and {t.size} '
-                f"(stride {t.stride}) at {where}; give adapter=dict(type='mmsokd.ConvAdapter', "
+                f"(stride {t.stride}) at {where}; give adapter=dict(type='mmsokd.{kind}', "
                 "resize='bilinear'), or tap another layer"
             )
 
-    def select(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """The matched levels of both sides."""
-        return [student[i] for i, _ in self.pairs], [teacher[j] for _, j in self.pairs]
+    def select(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], size: tuple[int, int]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The matched levels of both sides, tokens as maps; ``size`` is that of the batch's pictures."""
+        chosen = [(student[i], teacher[j]) for i, j in self.pairs]
+        return tuple(
+            [as_map(level, spec, size) for level, spec in zip(levels, specs, strict=True)]
+            for levels, specs in zip(zip(*chosen, strict=True), zip(*self.specs, strict=True), strict=True)
+        )
 
     def adapt(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Tensor]:
         """``Phi_s(F_s)``, level by level, in the teacher's width and size."""
-        return [
-            s if isinstance(adapter, nn.Identity) else adapter(s, t.shape[-2:])
-            for adapter, s, t in zip(self.adapters, student, teacher, strict=True)
-        ]
+        return self.adapter(student, [t.shape[-2:] for t in teacher])
 
     def forward(
-        self, student: Sequence[Tensor], teacher: Sequence[Tensor], weights: Sequence[Tensor] | None = None
+        self,
+        student: Sequence[Tensor],
+        teacher: Sequence[Tensor],
+        weights: Sequence[Tensor] | None = None,
+        samples: list | None = None,
     ) -> Tensor:
         """The unweighted loss of adapted features, in fp32: the sum over the levels, as if each were a term.
 
-        ``weights``: SoKD's area masks (N, 1, H, W), for losses that compare position by position.
+        Args:
+            student, teacher: level by level.
+            weights: SoKD's area masks (N, 1, H, W), for losses that compare position by position.
+            samples: the batch's data samples, for losses that look at the ground truth.
         """
         total = student[0].new_zeros((), dtype=torch.float32)
+        more: dict[str, Any] = dict(samples=samples) if self._asks('wants_samples') else {}
         with torch.autocast(student[0].device.type, enabled=False):
-            for i, (s, t) in enumerate(zip(student, teacher, strict=True)):
-                area = (
-                    {} if weights is None or not getattr(self.loss, 'per_position', False) else {'weight': weights[i]}
-                )
-                total = total + self.loss(s.float(), t.float(), **area)
+            for i, loss in enumerate(self.losses):
+                if weights is not None and self._asks('per_position'):
+                    more['weight'] = weights[i]
+                total = total + loss(student[i].float(), teacher[i].float(), **more)
         return total
 
     def untouched(self) -> Tensor | float:
@@ -234,17 +270,43 @@ class Term(BaseModule):
         return sum(p.sum() * 0.0 for p in self.parameters() if p.requires_grad)
 
 
-def _build_loss(key: str, cfg: dict) -> nn.Module:
-    """Build the loss; an unknown name or argument is told with its nearest neighbour."""
+class PerLevel(ModuleList):
+    """One adapter a level."""
+
+    def forward(self, feats: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Each level through its own adapter, to the size of the teacher's."""
+        return [
+            feat if isinstance(adapter, nn.Identity) else adapter(feat, size)
+            for adapter, feat, size in zip(self, feats, sizes, strict=True)
+        ]
+
+
+def _is_pyramid(kind: Any) -> bool:
+    """Whether an adapter takes all levels at once."""
+    return getattr(MODELS.get(kind) if isinstance(kind, str) else kind, 'pyramid', False)
+
+
+def _keeps_channels(adapter: nn.Module) -> bool:
+    return isinstance(adapter, nn.Identity) or getattr(adapter, 'keeps_channels', False)
+
+
+def _build(cfg: Mapping, **found: Any) -> nn.Module:
+    """Build ``cfg``; of what was ``found`` it gets the arguments that its class takes and that it does not give."""
+    kind = cfg['type']
+    cls = MODELS.get(kind) if isinstance(kind, str) else kind
+    accepted = inspect.signature(cls).parameters if cls is not None else {}
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    return MODELS.build({**{k: v for k, v in found.items() if k in accepted or takes_all}, **cfg})
+
+
+def _loss_class(key: str, cfg: dict) -> type:
+    """The class of a loss; an unknown name or argument is told with its nearest neighbour."""
     kind = cfg['type']
     cls = MODELS.get(kind) if isinstance(kind, str) else kind
     if cls is None:
-        import mmsokd.losses
-
-        near = nearest(kind.rpartition('.')[2], mmsokd.losses.__all__)
+        near = nearest(kind.rpartition('.')[2], losses.__all__)
         raise ValueError(f'{key}.type: expected a registered loss, found {kind!r}; nearest: {near}')
-    # nn.Module's own __init__ takes anything, to say no later
-    accepted = {} if cls.__init__ is nn.Module.__init__ else inspect.signature(cls).parameters
+    accepted = inspect.signature(cls).parameters
     keys = ['tap', 'student_tap', 'teacher_tap', 'adapter', 'teacher', 'loss_weight', 'refine', 'areas', *accepted]
     if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
         for name in cfg:
@@ -252,4 +314,4 @@ def _build_loss(key: str, cfg: dict) -> nn.Module:
                 raise ValueError(
                     f'{key}.{name}: expected one of {sorted(set(keys))}; nearest: {nearest(name, keys, n=1)}'
                 )
-    return MODELS.build(cfg)
+    return cls

@@ -1,8 +1,9 @@
 """Attention transfer."""
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from mmsokd.losses.base import TermLoss
 from mmsokd.losses.weighting import mean_over_positions
 from mmsokd.registry import MODELS
 
@@ -48,7 +49,7 @@ def at_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None, p: f
 
 
 @MODELS.register_module()
-class ATLoss(nn.Module):
+class ATLoss(TermLoss):
     """:func:`at_loss` as a term's loss.
 
     Args:
@@ -58,7 +59,6 @@ class ATLoss(nn.Module):
         ValueError: ``p`` is below 1.
     """
 
-    same_channels = False
     per_position = True
 
     def __init__(self, p: float = 2.0) -> None:

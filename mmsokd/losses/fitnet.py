@@ -1,8 +1,9 @@
 """FitNet's hint loss."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmsokd.checks import check_same_shape
+from mmsokd.losses.base import TermLoss
 from mmsokd.losses.weighting import mean_over_positions
 from mmsokd.registry import MODELS
 
@@ -29,7 +30,7 @@ def fitnet_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None) 
 
 
 @MODELS.register_module()
-class FitNetLoss(nn.Module):
+class FitNetLoss(TermLoss):
     """:func:`fitnet_loss` as a term's loss."""
 
     same_channels = True

@@ -1,9 +1,10 @@
 """PKD: imitation up to scale and shift of each channel."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmsokd.checks import check_same_shape
+from mmsokd.losses.base import TermLoss
 from mmsokd.losses.weighting import mean_over_positions
 from mmsokd.registry import MODELS
 
@@ -45,7 +46,7 @@ def pkd_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> 
 
 
 @MODELS.register_module()
-class PKDLoss(nn.Module):
+class PKDLoss(TermLoss):
     """:func:`pkd_loss` as a term's loss."""
 
     same_channels = True
