@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from mmengine.logging import MessageHub, print_log
+from mmengine.logging import print_log
 from mmengine.model import BaseModel, ModuleDict
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from mmsokd.areas import AreaResult
 from mmsokd.distillers.build import build_model
 from mmsokd.distillers.finite import FiniteGuard
 from mmsokd.distillers.plugins import Areas, Refiner, RefineStep
+from mmsokd.distillers.schedule import Clock
 from mmsokd.distillers.teacher import Teacher
 from mmsokd.distillers.term import STUDENT, Term
 from mmsokd.registry import MODELS
@@ -213,11 +214,9 @@ class Distiller(BaseModel):
                 )
 
     def _weights(self) -> dict[str, float]:
-        """Each term's weight now. MMEngine's message hub keeps the clock, so that a resumed run reads it right."""
-        info = MessageHub.get_current_instance().runtime_info
-        last = info.get('max_iters') or 0
-        progress = min(1.0, info.get('iter', 0) / last) if last else 0.0
-        return {name: term.weight(progress) for name, term in self.terms.items()}
+        """Each term's weight now."""
+        clock = Clock.now()
+        return {name: term.weight(clock) for name, term in self.terms.items()}
 
     def _teacher_features(
         self, inputs: Tensor, data_samples: list | None, weights: Mapping[str, float], step: RefineStep | None

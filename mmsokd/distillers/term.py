@@ -1,9 +1,7 @@
 """One summand of the training loss: tap + adapter + loss + weight, built from one entry of the config's ``terms``."""
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import torch
@@ -12,49 +10,11 @@ from torch import Tensor, nn
 
 from mmsokd import losses
 from mmsokd.checks import nearest
+from mmsokd.distillers.schedule import WeightSchedule
 from mmsokd.registry import MODELS
 from mmsokd.taps import FeatureSpec, as_map, match_levels
 
 STUDENT = 'student'  # as a term's `teacher`: the student itself, for self-distillation
-
-
-class WeightSchedule:
-    """A term's weight: one number, or knots ``[(progress, weight), ...]`` that are joined linearly.
-
-    Args:
-        key: the config key, for messages.
-        value: a number >= 0, or knots; ``progress`` runs from 0 to 1 over the training.
-
-    Raises:
-        ValueError: neither of these, or knots out of order.
-
-    Example:
-        >>> warm_up = WeightSchedule('terms.loss_kd.loss_weight', [(0.0, 0.0), (0.1, 1.0)])
-        >>> warm_up(0.05), warm_up(0.5)
-        (0.5, 1.0)
-    """
-
-    def __init__(self, key: str, value: Any) -> None:
-        try:
-            knots = [(0.0, value)] if isinstance(value, Real) else value
-            self.knots = [(float(progress), float(weight)) for progress, weight in knots]
-        except (TypeError, ValueError):
-            self.knots = []
-        times = [progress for progress, _ in self.knots]
-        weights = [weight for _, weight in self.knots]
-        good = all(math.isfinite(w) and w >= 0 for w in weights)
-        if not times or not good or times != sorted(times) or not 0 <= times[0] <= times[-1] <= 1:
-            raise ValueError(
-                f'{key}: expected a number >= 0, or [(progress, weight), ...] with progress rising within [0, 1], '
-                f'found {value!r}'
-            )
-
-    def __call__(self, progress: float) -> float:
-        """The weight at ``progress`` in [0, 1]."""
-        before = [knot for knot in self.knots if knot[0] <= progress] or self.knots[:1]
-        after = [knot for knot in self.knots if knot[0] > progress] or self.knots[-1:]
-        (t0, w0), (t1, w1) = before[-1], after[0]
-        return w0 if t1 <= t0 else w0 + (w1 - w0) * (progress - t0) / (t1 - t0)
 
 
 class Term(BaseModule):
