@@ -1,8 +1,8 @@
 """Taps: where a feature is read, and how a model is stopped once it has given all of them.
 
-A tap is written ``path`` or ``path[index]``: the dotted path of a submodule, and which of its outputs. A module that
-returns one tensor gives one level, a tuple of tensors gives a pyramid, and so does a module that is called once a
-level (``bbox_head.retina_cls``).
+A tap is written ``path``, ``path[2]`` or ``path[:3]``: the dotted path of a submodule, and which of its outputs. A
+module that returns one tensor gives one level, a tuple of tensors gives a pyramid, and so does a module that is called
+once a level (``bbox_head.retina_cls``).
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mmsokd.checks import nearest
 
-_TAP = re.compile(r'^(?P<module>\w+(?:\.\w+)*)(?P<index>(?:\[-?\d+\])*)$')
+_TAP = re.compile(r'^(?P<module>\w+(?:\.\w+)*)(?P<index>(?:\[(?:-?\d+|(?:-?\d+)?:(?:-?\d+)?)\])*)$')
 
 
 class UnknownTapError(KeyError, ValueError):
@@ -32,7 +32,7 @@ class TapPath(NamedTuple):
     """A parsed tap: a module's path and the indices behind it."""
 
     module: str
-    index: tuple[int, ...]
+    index: tuple[int | slice, ...]
 
 
 class FeatureSpec(NamedTuple):
@@ -78,8 +78,13 @@ def parse_tap(tap: str) -> TapPath:
     """
     found = _TAP.match(tap) if isinstance(tap, str) else None
     if found is None:
-        raise ValueError(f"tap: expected 'path.of.module' or 'path.of.module[index]', found {tap!r}")
-    return TapPath(found['module'], tuple(int(i) for i in re.findall(r'-?\d+', found['index'])))
+        raise ValueError(f"tap: expected 'path.of.module', 'path.of.module[2]' or '[:3]' behind it, found {tap!r}")
+    return TapPath(found['module'], tuple(map(_index, re.findall(r'\[(.*?)\]', found['index']))))
+
+
+def _index(text: str) -> int | slice:
+    start, colon, stop = text.partition(':')
+    return slice(int(start) if start else None, int(stop) if stop else None) if colon else int(start)
 
 
 def find_module(root: nn.Module, path: str) -> nn.Module:
@@ -218,14 +223,23 @@ class Features:
                 f"tap '{tap}': expected a module that runs in the forward, found that '{path.module}' never does"
             )
         value = outputs[0] if len(outputs) == 1 else outputs
-        for i in path.index:
-            # With one level, [0] is the tensor itself and not its first sample.
-            value = [value] if isinstance(value, Tensor) else value
-            if not isinstance(value, Sequence) or not -len(value) <= i < len(value):
-                size = len(value) if isinstance(value, Sequence) else type(value).__name__
-                raise UnknownTapError(f"tap '{tap}': expected an index into the output, found [{i}] of {size} outputs")
-            value = value[i]
+        for index in path.index:
+            value = _pick(tap, value, index)
         return _levels(tap, value)
+
+
+def _pick(tap: str, value: Any, index: int | slice) -> Any:
+    """One output, or for a slice the list of several."""
+    # With one level, [0] is the tensor itself and not its first sample.
+    outputs = [value] if isinstance(value, Tensor) else value
+    size = len(outputs) if isinstance(outputs, Sequence) else type(outputs).__name__
+    try:
+        chosen = list(outputs)[index] if isinstance(outputs, Sequence) else []
+    except IndexError:
+        chosen = []
+    if isinstance(chosen, list) and not chosen:
+        raise UnknownTapError(f"tap '{tap}': expected an index into the output, found {size} outputs")
+    return chosen
 
 
 def _levels(tap: str, value: Any) -> list[Tensor]:

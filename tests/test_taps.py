@@ -48,13 +48,19 @@ class Net(nn.Module):
 
 @pytest.mark.parametrize(
     ('text', 'parsed'),
-    [('neck', ('neck', ())), ('neck[2]', ('neck', (2,))), ('a.0.b[0][-1]', ('a.0.b', (0, -1)))],
+    [
+        ('neck', ('neck', ())),
+        ('neck[2]', ('neck', (2,))),
+        ('a.0.b[0][-1]', ('a.0.b', (0, -1))),
+        ('neck[1:-1]', ('neck', (slice(1, -1),))),
+        ('neck[:3]', ('neck', (slice(None, 3),))),
+    ],
 )
 def test_parse(text, parsed):
     assert parse_tap(text) == parsed
 
 
-@pytest.mark.parametrize('text', ['', 'neck[', 'neck[a]', 'neck.', '.neck', 'neck 2', 3, None])
+@pytest.mark.parametrize('text', ['', 'neck[', 'neck[]', 'neck[1:2:3]', 'neck[a]', 'neck.', '.neck', 'neck 2', 3, None])
 def test_parse_refuses(text):
     with pytest.raises(ValueError, match='path'):
         parse_tap(text)
@@ -62,7 +68,8 @@ def test_parse_refuses(text):
 
 def test_reads_what_the_module_returned():
     net, x = Net(), torch.randn(2, 3, 16, 16)
-    tap = FeatureTap(net, ['backbone', 'backbone[1]', 'backbone[-1]', 'head.cls', 'head.cls[0]', 'head[0]'])
+    slices = ['backbone[:2]', 'head.cls[1:]']
+    tap = FeatureTap(net, ['backbone', 'backbone[1]', 'backbone[-1]', 'head.cls', 'head.cls[0]', 'head[0]', *slices])
     with tap.read() as feats:
         scores, _ = net(x)
     fine, coarse = net.backbone(x)
@@ -70,6 +77,8 @@ def test_reads_what_the_module_returned():
     torch.testing.assert_close(feats['backbone[1]'], [coarse])
     torch.testing.assert_close(feats['backbone[-1]'], [coarse])
     torch.testing.assert_close(feats['head.cls'], scores)  # called once a level
+    torch.testing.assert_close(feats['backbone[:2]'], [fine, coarse])
+    torch.testing.assert_close(feats['head.cls[1:]'], scores[1:])
     torch.testing.assert_close(feats['head.cls[0]'], scores[:1])
     torch.testing.assert_close(feats['head[0]'], scores)
 
@@ -145,7 +154,8 @@ def test_unknown_tap_names_the_nearest():
     [
         ('head', 'expected a feature'),
         ('head[1]', 'expected a feature'),
-        ('backbone[2]', r'found \[2\] of 2 outputs'),
+        ('backbone[2]', 'found 2 outputs'),
+        ('backbone[2:]', 'found 2 outputs'),
         ('unused', 'never does'),
     ],
 )

@@ -98,7 +98,7 @@ class Term(BaseModule):
                 f'{self.key}: expected each student level to have a teacher level of its stride, found strides '
                 f'{[s.stride for s in student]} at {self.student_tap!r} of the student and '
                 f'{[t.stride for t in teacher]} '
-                f"at {self.teacher_tap!r} of the teacher; tap single levels as '{self.teacher_tap}[i]'"
+                f"at {self.teacher_tap!r} of the teacher; tap some of them as '{self.student_tap}[:3]'"
             )
         self.pairs = pairs
         self.specs = [(student[i], teacher[j]) for i, j in pairs]

@@ -22,7 +22,7 @@ def terms(**kwargs):
             r"student: tap: .*RetinaNet, found 'backbone\.layer5'; nearest: \['backbone\.layer",
         ),
         (dict(terms=terms(tap='nek')), r"found 'nek'; nearest: \['neck'"),
-        (dict(terms=terms(tap='neck[3]')), r"student: tap 'neck\[3\]': .*found \[3\] of 3 outputs"),
+        (dict(terms=terms(tap='neck[3]')), r"student: tap 'neck\[3\]': .*found 3 outputs"),
         (dict(terms=terms(tap='bbox_head')), "tap 'bbox_head': expected a feature"),
         (dict(terms=dict(hint=FITNET)), r"terms\.hint: expected a name that contains 'loss'.*found 'hint'"),
         (dict(terms={}), 'terms: expected a dict of at least one term'),
