@@ -11,17 +11,67 @@ from mmengine.structures import InstanceData
 import mmsokd  # noqa: F401 (registers)
 
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True, pad_size_divisor=32)
+IMAGENET_SEG = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True, size=(64, 64))
 
 
-def use_mmdet() -> None:
-    """As a Runner does with ``default_scope = 'mmdet'``."""
-    if DefaultScope.get_current_instance() is None or DefaultScope.get_current_instance().scope_name != 'mmdet':
-        init_default_scope('mmdet')
+def use_scope(scope: str) -> None:
+    """As a Runner does with ``default_scope``."""
+    current = DefaultScope.get_current_instance()
+    if current is None or current.scope_name != scope:
+        init_default_scope(scope)
+
+
+def classifier(base: int = 8, classes: int = 5, **kwargs) -> dict:
+    """An mmpretrain ResNet-18 of a few thousand parameters."""
+    use_scope('mmpretrain')
+    model = dict(
+        type='ImageClassifier',
+        backbone=dict(type='ResNet', depth=18, base_channels=base, stem_channels=base, out_indices=(3,)),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', in_channels=base * 8, loss=dict(type='CrossEntropyLoss', loss_weight=1.0)),
+    )
+    model.update(kwargs)
+    model['head'] = dict(model['head'], num_classes=classes)
+    return model
+
+
+def segmentor(base: int = 8, channels: int = 12, classes: int = 4, **kwargs) -> dict:
+    """An mmseg PSPNet on a ResNet-18 of stride 8 and a few thousand parameters."""
+    use_scope('mmseg')
+    model = dict(
+        type='EncoderDecoder',
+        data_preprocessor=dict(type='SegDataPreProcessor', **IMAGENET_SEG),
+        backbone=dict(
+            type='ResNetV1c',
+            depth=18,
+            base_channels=base,
+            stem_channels=base,
+            strides=(1, 2, 1, 1),
+            dilations=(1, 1, 2, 4),
+            norm_cfg=dict(type='BN'),
+            contract_dilation=True,
+        ),
+        decode_head=dict(
+            type='PSPHead',
+            in_channels=base * 8,
+            in_index=3,
+            channels=channels,
+            pool_scales=(1, 2),
+            dropout_ratio=0.1,
+            num_classes=classes,
+            norm_cfg=dict(type='BN'),
+            align_corners=False,
+            loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+        ),
+        test_cfg=dict(mode='whole'),
+    )
+    model.update(kwargs)
+    return model
 
 
 def retinanet(channels: int = 16, base: int = 8, levels: int = 3, **kwargs) -> dict:
     """A RetinaNet of a few thousand parameters."""
-    use_mmdet()
+    use_scope('mmdet')
     model = dict(
         type='RetinaNet',
         data_preprocessor=dict(type='DetDataPreprocessor', **IMAGENET),
