@@ -1,0 +1,82 @@
+"""The same distiller around an mmseg student: its features, its head's features and its dense logits."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.optim import OptimWrapper
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+
+from mmsokd.registry import MODELS
+from tests.builders import segmentor, use_scope
+
+FITNET = dict(type='mmsokd.FitNetLoss', tap='backbone.layer4')
+
+
+def raw_batch(n=2, size=64, classes=4):
+    """What an mmseg data loader gives."""
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=generator) for _ in range(n)]
+    samples = []
+    for _ in range(n):
+        labels = torch.randint(0, classes, (1, size, size), generator=generator)
+        sample = SegDataSample(metainfo=dict(img_shape=(size, size), ori_shape=(size, size)))
+        sample.gt_sem_seg = PixelData(data=labels)
+        samples.append(sample)
+    return dict(inputs=images, data_samples=samples)
+
+
+def distiller(kind='SoKDDistiller', **kwargs):
+    use_scope('mmseg')
+    cfg = dict(
+        type=f'mmsokd.{kind}',
+        student=segmentor(8),
+        teacher=segmentor(12, channels=20),
+        terms=dict(loss_hint=FITNET),
+        probe_size=64,
+    )
+    cfg.update(copy.deepcopy(kwargs))
+    return MODELS.build(cfg)
+
+
+@pytest.mark.parametrize('tap', ['backbone.layer4', 'backbone', 'decode_head.bottleneck'])
+def test_feature_taps_with_sokd(tap):
+    model = distiller(terms=dict(loss_hint=dict(FITNET, tap=tap))).train()
+    optim_wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.01))
+    log = model.train_step(raw_batch(), optim_wrapper)
+    assert log['distill.loss_hint'] > 0
+    assert log['sokd.loss_area'] > 0
+    assert log['decode.loss_ce'] > 0
+
+
+def test_dense_logits_follow_the_refined_layer():
+    terms = dict(loss_logits=dict(FITNET, tap='decode_head.conv_seg', areas=False))
+    refine = dict(type='mmsokd.FeatureAugmentationNeck', at='backbone.layer4')
+    model = distiller(terms=terms, refine=refine, areas=None).train()
+    images = torch.randn(1, 3, 64, 64)
+    teacher = model._teachers['teacher']
+    plain = teacher.features(images, None)['decode_head.conv_seg'][0]
+    policy = model.refine.necks['shared'].policy
+    policy.beta.fill_(1.0)
+    refined = teacher.features(images, None, {'backbone.layer4': model.refine.begin(images).replace})
+    assert not torch.equal(plain, refined['decode_head.conv_seg'][0])
+    assert (
+        model.train_step(raw_batch(), OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.01)))['distill.loss_logits']
+        > 0
+    )
+
+
+def test_predicts_as_the_student():
+    model = distiller().eval()
+    data = model.data_preprocessor(raw_batch(), False)
+    ours, plain = model(**copy.deepcopy(data), mode='predict'), model.student(**copy.deepcopy(data), mode='predict')
+    assert torch.equal(ours[0].seg_logits.data, plain[0].seg_logits.data)
+
+
+def test_top_level_preprocessor_reaches_the_student():
+    student = segmentor(8)
+    preprocessor = student.pop('data_preprocessor')
+    model = distiller(student=student, data_preprocessor=preprocessor)
+    assert type(model.student.data_preprocessor).__name__ == 'SegDataPreProcessor'
+    assert model.data_preprocessor is model.student.data_preprocessor
