@@ -57,7 +57,7 @@ def segmentor(base: int = 8, channels: int = 12, classes: int = 4, **kwargs) -> 
             in_index=3,
             channels=channels,
             pool_scales=(1, 2),
-            dropout_ratio=0.1,
+            dropout_ratio=0,
             num_classes=classes,
             norm_cfg=dict(type='BN'),
             align_corners=False,
