@@ -8,8 +8,7 @@ once a level (``bbox_head.retina_cls``).
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -107,8 +106,8 @@ class FeatureTap:
 
     The wrapping of the modules' ``forward`` lives inside the block only, so that evaluation, export and deepcopy see an
     untouched model. (A forward hook would miss heads whose ``forward`` is called by name, as mmdet's detectors do.)
-    Make one and read with it every step: each step then installs the same functions, which ``torch.compile`` needs to
-    recognise what it has compiled.
+    Keep one and enter it every step: each step then installs the same functions, by which ``torch.compile`` knows what
+    it has compiled.
 
     Args:
         model: the model that is run inside the block.
@@ -118,8 +117,7 @@ class FeatureTap:
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 5, 1))
-        >>> tap = FeatureTap(net, ['1'], calls={'1': 1})
-        >>> with tap.read() as feats:
+        >>> with FeatureTap(net, ['1'], calls={'1': 1}) as feats:
         ...     _ = net(torch.zeros(1, 3, 2, 2))
         >>> [tuple(level.shape) for level in feats['1']]
         [(1, 4, 2, 2)]
@@ -129,36 +127,47 @@ class FeatureTap:
         self._model = model
         self._taps = {tap: parse_tap(tap) for tap in taps}
         self._calls = calls
+        self._replace: Mapping[str, Callable[[Any], Any]] = {}
         self._wrappers: dict[str, tuple[Callable, Callable]] = {}  # module -> its forward, and that with an ear
+        self._wrapped: list[tuple[nn.Module, Any]] = []
         self._feats: Features | None = None
 
     def __getstate__(self) -> dict:
         # A copy wraps the copied modules: a function's closure is not copied with it.
-        return {**vars(self), '_wrappers': {}, '_feats': None}
+        return {**vars(self), '_replace': {}, '_wrappers': {}, '_wrapped': [], '_feats': None}
 
-    @contextmanager
-    def read(self, replace: Mapping[str, Callable[[Any], Any]] | None = None) -> Iterator['Features']:
-        """What the taps give, filled while the block runs the model.
+    def replacing(self, replace: Mapping[str, Callable[[Any], Any]] | None) -> 'FeatureTap':
+        """For the next ``with`` block: path of a submodule -> function of its output, whose value takes its place."""
+        self._replace = replace or {}
+        return self
 
-        Args:
-            replace: path of a submodule -> function of its output; the returned value takes the output's place.
-        """
-        feats = self._feats = Features(self._taps, self._calls, replace or {})
-        wrapped = []
+    @torch.compiler.disable
+    def __enter__(self) -> 'Features':
+        if self._feats is not None:
+            raise RuntimeError('FeatureTap: expected one block at a time, found one inside another')
+        self._feats = Features(self._taps, self._calls, self._replace)
         try:
-            for name in feats.heard:
+            for name in self._feats.heard:
                 module = find_module(self._model, name)
-                wrapped.append((module, vars(module).get('forward')))
-                module.forward = self._wrapper(name, module.forward)
-            yield feats
-        except _StopForward:
-            pass
-        finally:
-            self._feats = None  # the features belong to the step
-            for module, own in wrapped:
-                del module.forward
-                if own is not None:  # somebody else's wrapping, such as activation checkpointing
-                    module.forward = own
+                wrapper = self._wrapper(name, module.forward)
+                self._wrapped.append((module, vars(module).get('forward')))
+                module.forward = wrapper
+        except BaseException:
+            self._unwrap()
+            raise
+        return self._feats
+
+    @torch.compiler.disable
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+        self._unwrap()
+        return kind is _StopForward
+
+    def _unwrap(self) -> None:
+        for module, own in reversed(self._wrapped):  # one module may have two names
+            del module.forward
+            if own is not None:  # somebody else's wrapping, such as activation checkpointing
+                module.forward = own
+        self._wrapped, self._feats, self._replace = [], None, {}  # the features belong to the step
 
     def _wrapper(self, name: str, forward: Callable) -> Callable:
         if name not in self._wrappers or self._wrappers[name][0] != forward:
@@ -294,7 +303,7 @@ def probe(model: nn.Module, taps: Iterable[str], size: int) -> Probe:
     )
     model.eval()
     try:
-        with torch.random.fork_rng(devices=[]), FeatureTap(model, taps).read() as feats:
+        with torch.random.fork_rng(devices=[]), FeatureTap(model, taps) as feats:
             run_for_taps(model, taps, image, [sample])
     finally:
         for module, mode in modes.items():

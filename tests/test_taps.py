@@ -70,7 +70,7 @@ def test_reads_what_the_module_returned():
     net, x = Net(), torch.randn(2, 3, 16, 16)
     slices = ['backbone[:2]', 'head.cls[1:]']
     tap = FeatureTap(net, ['backbone', 'backbone[1]', 'backbone[-1]', 'head.cls', 'head.cls[0]', 'head[0]', *slices])
-    with tap.read() as feats:
+    with tap as feats:
         scores, _ = net(x)
     fine, coarse = net.backbone(x)
     torch.testing.assert_close(feats['backbone'], [fine, coarse])
@@ -85,14 +85,14 @@ def test_reads_what_the_module_returned():
 
 def test_index_of_a_single_level_is_not_a_sample():
     net, x = Net(), torch.randn(2, 3, 16, 16)
-    with FeatureTap(net, ['backbone.layer1[0]']).read() as feats:
+    with FeatureTap(net, ['backbone.layer1[0]']) as feats:
         net(x)
     assert feats['backbone.layer1[0]'][0].shape == (2, 4, 8, 8)
 
 
 def test_no_handle_outlives_the_block():
     net = Net()
-    with pytest.raises(RuntimeError, match='boom'), FeatureTap(net, ['backbone']).read():
+    with pytest.raises(RuntimeError, match='boom'), FeatureTap(net, ['backbone']):
         raise RuntimeError('boom')
     assert not any(module._forward_hooks or 'forward' in vars(module) for module in net.modules())
 
@@ -102,7 +102,7 @@ def test_another_wrapping_of_forward_is_kept():
     inner = net.backbone.forward
     net.backbone.forward = lambda x: inner(2 * x)
     mine = net.backbone.forward
-    with FeatureTap(net, ['backbone']).read() as feats:
+    with FeatureTap(net, ['backbone']) as feats:
         net(torch.ones(1, 3, 8, 8))
     assert net.backbone.forward is mine
     torch.testing.assert_close(feats['backbone'][1], inner(2 * torch.ones(1, 3, 8, 8))[1])
@@ -112,31 +112,59 @@ def test_a_copy_reads_the_copied_model():
     net, x = Net(), torch.randn(1, 3, 16, 16)
     both = nn.ModuleList([net])
     both.tap = FeatureTap(net, ['backbone.layer1'])
-    with both.tap.read():
+    with both.tap:
         net(x)
     copied = copy.deepcopy(both)
     with torch.no_grad():
         copied[0].backbone.layer1.weight.zero_()
         copied[0].backbone.layer1.bias.zero_()
-    with copied.tap.read() as feats:
+    with copied.tap as feats:
         copied[0](x)
     assert not feats['backbone.layer1'][0].any()
 
 
+def test_one_module_by_two_names():
+    net, x = Net(), torch.randn(1, 3, 16, 16)
+    net.other = net.backbone.layer1
+    for _ in range(2):
+        with FeatureTap(net, ['backbone.layer1', 'other']) as feats:
+            net(x)
+        assert feats['backbone.layer1'][0] is feats['other'][0]
+        assert 'forward' not in vars(net.other)
+
+
+def test_a_block_inside_a_block_is_refused_and_leaves_the_outer_one():
+    net, x = Net(), torch.randn(1, 3, 16, 16)
+    tap = FeatureTap(net, ['backbone.layer1'])
+    with tap as feats:
+        with pytest.raises(RuntimeError, match='one block at a time'), tap:
+            pass
+        net(x)
+    assert len(feats['backbone.layer1']) == 1
+    assert 'forward' not in vars(net.backbone.layer1)
+
+
+def test_an_unknown_module_leaves_the_others_as_they_were():
+    net = Net()
+    with pytest.raises(UnknownTapError), FeatureTap(net, ['backbone', 'nowhere']):
+        pass
+    assert 'forward' not in vars(net.backbone)
+
+
 def test_stops_after_the_deepest_tap():
     net, x = Net(), torch.randn(1, 3, 16, 16)
-    with FeatureTap(net, ['backbone.layer1'], calls={'backbone.layer1': 1}).read() as feats:
+    with FeatureTap(net, ['backbone.layer1'], calls={'backbone.layer1': 1}) as feats:
         net(x)
     assert net.head.runs == 0
     assert len(feats['backbone.layer1']) == 1
-    with FeatureTap(net, ['head.cls'], calls={'head.cls': 2}).read() as feats:
+    with FeatureTap(net, ['head.cls'], calls={'head.cls': 2}) as feats:
         net(x)
     assert len(feats['head.cls']) == 2
 
 
 def test_replaced_output_goes_on_through_the_network():
     net, x = Net(), torch.randn(1, 3, 16, 16)
-    with FeatureTap(net, ['backbone.layer1', 'backbone']).read({'backbone.layer1': torch.zeros_like}) as feats:
+    with FeatureTap(net, ['backbone.layer1', 'backbone']).replacing({'backbone.layer1': torch.zeros_like}) as feats:
         net(x)
     assert not feats['backbone.layer1'][0].any()
     torch.testing.assert_close(feats['backbone'][1], net.backbone.layer2(torch.zeros(1, 4, 8, 8)).relu())

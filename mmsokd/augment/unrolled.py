@@ -31,24 +31,35 @@ def unrolled_gradient(
         loss_scale: what the loss is multiplied by before each backward, and its gradients are divided by after it, so
             that gradients in half precision do not vanish (a GradScaler's scale).
 
-    Returns: one gradient for each of ``chi``; NaN if the scaled gradient of the weights overflowed. Four calls of
-    ``loss``, or one.
+    Returns: one gradient for each of ``chi``; NaN if a scaled gradient of the weights overflowed. Four calls of
+    ``loss``.
     """
     weights, chi = list(weights), list(chi)
     with _restored(weights) as original:
-        step = _grad(loss(), weights, loss_scale)
-        if not torch.stack([g.isfinite().all() for g in step]).all():
-            return [torch.full_like(x, torch.nan) for x in chi]
+        step, finite = _or_zero(_grad(loss(), weights, loss_scale))
         _set(weights, original, step, -lr)
         both = _grad(loss(), [*weights, *chi], loss_scale)
-        v, direct = both[: len(weights)], both[len(weights) :]
+        (v, also_finite), direct = _or_zero(both[: len(weights)]), both[len(weights) :]
         norm = torch.stack([g.float().square().sum() for g in v]).sum().sqrt().clamp(min=1e-12)
         epsilon = scale / norm
         _set(weights, original, v, epsilon)
         plus = _grad(loss(), chi, loss_scale)
         _set(weights, original, v, -epsilon)
         minus = _grad(loss(), chi, loss_scale)
+    if not (finite and also_finite):
+        return [torch.full_like(x, torch.nan) for x in chi]
     return [d - lr * (p - m) / (2 * epsilon) for d, p, m in zip(direct, plus, minus, strict=True)]
+
+
+def _or_zero(gradients: list[Tensor]) -> tuple[list[Tensor], bool]:
+    """The gradients, or zeros if one of them is not finite; and whether they were.
+
+    The passes that follow must be made all the same, and with weights that are numbers: the loss may talk to other
+    ranks, whose gradients may be fine.
+    """
+    if torch.stack([g.isfinite().all() for g in gradients]).all():
+        return gradients, True
+    return [torch.zeros_like(g) for g in gradients], False
 
 
 def _grad(value: Tensor, inputs: Sequence[Tensor], scale: float) -> list[Tensor]:

@@ -100,8 +100,8 @@ class Distiller(BaseModel):
         if self._at is not None:
             taps = {name: [*paths, self._at] for name, paths in taps.items()}
         self._student_taps = list(dict.fromkeys(taps[STUDENT]))
-        self._tap = FeatureTap(self.student, self._student_taps)
         with _telling('student'):
+            self._tap = FeatureTap(self.student, self._student_taps)
             probes = {STUDENT: probe(self.student, self._student_taps, size)}
         for name, teacher in self._teachers.items():
             if not taps[name]:
@@ -184,7 +184,7 @@ class Distiller(BaseModel):
         weights, step = self._begin(inputs)
         # The teacher first: its feature maps are then all that is held while the student runs.
         feats = self._teacher_features(inputs, data_samples, weights, step)
-        with self._tap.read() as tapped:
+        with self._tap as tapped:
             losses = dict(self.student(inputs, data_samples, mode='loss'))
         feats[STUDENT] = {tap: tapped[tap] for tap in self._student_taps}
         losses.update(self._distill(feats, weights, step, inputs, data_samples))
@@ -285,7 +285,7 @@ class Distiller(BaseModel):
         modes = {module: module.training for module in self.modules()}
         self.eval()
         try:
-            with self._tap.read() as tapped:
+            with self._tap as tapped:
                 run_for_taps(self.student, self._student_taps, inputs, data_samples)
             feats = {STUDENT: {tap: tapped[tap] for tap in self._student_taps}}
             feats.update({name: t.features(inputs, data_samples) for name, t in self._teachers.items()})

@@ -63,6 +63,11 @@ class Refiner(BaseModule):
                     f"terms.{stubborn[0]}.refine: expected True beside refine.at='{self.at}', found False: the "
                     'teacher runs once, and what lies behind that layer follows it for every term'
                 )
+            if teacher.calls.get(self.at) != 1:
+                raise ValueError(
+                    'refine.at: expected a layer of the teacher that gives its whole output in one call, without an '
+                    f"index, such as 'backbone.layer3', found '{self.at}'"
+                )
             self._connect_at(probes[STUDENT].specs[self.at], teacher.specs[self.at])
             self.names: list[str] = []
             return

@@ -140,6 +140,6 @@ class Teacher:
         if any(module.training for module in self.module.modules()):
             self.module.eval()  # a teacher that drops units is another teacher
         inputs = self.prepare(inputs, data_samples)
-        with self._tap.read(replace) as feats:
+        with self._tap.replacing(replace) as feats:
             run_for_taps(self.module, self.taps, inputs, data_samples)
         return {tap: feats[tap] for tap in self.taps}

@@ -22,6 +22,12 @@ def terms(**kwargs):
             r"student: tap: .*RetinaNet, found 'backbone\.layer5'; nearest: \['backbone\.layer",
         ),
         (dict(terms=terms(tap='nek')), r"found 'nek'; nearest: \['neck'"),
+        (dict(terms=terms(tap='neck[')), r"student: tap: expected 'path\.of\.module'"),
+        (dict(refine=dict(type='mmsokd.FeatureAugmentationNeck', at='neck[1]')), r"refine\.at: .*found 'neck\[1\]'"),
+        (
+            dict(refine=dict(type='mmsokd.FeatureAugmentationNeck', at='bbox_head.cls_convs.0')),
+            r"refine\.at: expected a layer .* in one call, found 'bbox_head",
+        ),
         (dict(terms=terms(tap='neck[3]')), r"student: tap 'neck\[3\]': .*found 3 outputs"),
         (dict(terms=terms(tap='bbox_head')), "tap 'bbox_head': expected a feature"),
         (dict(terms=dict(hint=FITNET)), r"terms\.hint: expected a name that contains 'loss'.*found 'hint'"),
