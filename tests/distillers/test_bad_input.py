@@ -26,7 +26,7 @@ def terms(**kwargs):
         (dict(refine=dict(type='mmsokd.FeatureAugmentationNeck', at='neck[1]')), r"refine\.at: .*found 'neck\[1\]'"),
         (
             dict(refine=dict(type='mmsokd.FeatureAugmentationNeck', at='bbox_head.cls_convs.0')),
-            r"refine\.at: expected a layer .* in one call, found 'bbox_head",
+            r"refine\.at: expected a layer .* in one call, .*found 'bbox_head",
         ),
         (dict(terms=terms(tap='neck[3]')), r"student: tap 'neck\[3\]': .*found 3 outputs"),
         (dict(terms=terms(tap='bbox_head')), "tap 'bbox_head': expected a feature"),

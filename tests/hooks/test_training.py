@@ -292,7 +292,7 @@ def test_nan_leaves_the_last_good_checkpoint(data, tmp_path):
         runner.train()
     last = Path((tmp_path / 'last_checkpoint').read_text())
     assert last.name == 'epoch_1.pth'
-    state = torch.load(last, map_location='cpu')['state_dict']
+    state = torch.load(last, map_location='cpu', weights_only=False)['state_dict']
     assert all(value.isfinite().all() for value in state.values())
 
 
@@ -336,12 +336,12 @@ def test_exported_student_scores_the_same_in_the_plain_config(data, tmp_path):
     assert len(best) == 1
     assert students == sorted([f'student_{best[0].name}', 'student_epoch_2.pth'])
     exported = tmp_path / 'run' / f'student_{best[0].name}'
-    score = torch.load(best[0])['message_hub']['runtime_info'].get('best_score')
+    score = torch.load(best[0], weights_only=False)['message_hub']['runtime_info'].get('best_score')
     assert score > 0
 
     plain = config(data, tmp_path / 'plain', model=retinanet(16), load_from=str(exported))
     plain.test_evaluator.metric = 'proposal'
-    MODELS.build(retinanet(16)).load_state_dict(torch.load(exported)['state_dict'], strict=True)
+    MODELS.build(retinanet(16)).load_state_dict(torch.load(exported, weights_only=False)['state_dict'], strict=True)
     again = Runner.from_cfg(plain).test()['coco/AR@1000']
     assert again == pytest.approx(score, abs=1e-9)
     assert runner.epoch == 2
@@ -349,7 +349,7 @@ def test_exported_student_scores_the_same_in_the_plain_config(data, tmp_path):
 
 def test_checkpoint_holds_no_teacher_and_the_wrong_config_is_told(data, tmp_path):
     train(config(data, tmp_path, hooks=SOKD_HOOKS, epochs=1))
-    checkpoint = torch.load(tmp_path / 'epoch_1.pth')
+    checkpoint = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
     assert {name.split('.')[0] for name in checkpoint['state_dict']} == {'student', 'terms', 'areas', 'refine'}
     assert {'policy_search', 'optimizer'} <= set(checkpoint)
     exported = export_student(checkpoint)
@@ -364,7 +364,7 @@ def test_checkpoint_holds_no_teacher_and_the_wrong_config_is_told(data, tmp_path
 def test_ema_holds_no_teacher(data, tmp_path):
     hooks = [*SOKD_HOOKS, dict(type='EMAHook', momentum=0.1)]
     train(config(data, tmp_path, hooks=hooks, epochs=1))
-    names = torch.load(tmp_path / 'epoch_1.pth')['ema_state_dict']
+    names = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)['ema_state_dict']
     roots = {name.removeprefix('module.').split('.')[0] for name in names if name != 'steps'}
     assert roots == {'student', 'terms', 'areas', 'refine'}
 
