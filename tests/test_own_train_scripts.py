@@ -1,4 +1,4 @@
-"""mmseg's and mmpretrain's own tools/train.py run our configs to the end and resume them; their test.py, the students."""
+"""The own tools/train.py of mmseg and mmpretrain run our configs to the end and resume them; test.py, the students."""
 
 import re
 import subprocess
@@ -157,13 +157,13 @@ def test_trains_resumes_and_exports(library, tmp_path):
     assert re.search(r'distill\.loss_hint: \d', out)
     assert re.search(r'sokd\.loss_area: \d', out)
     trained = re.findall(metric, out)[-1]
-    checkpoint = torch.load(work / 'iter_6.pth')
+    checkpoint = torch.load(work / 'iter_6.pth', weights_only=False)
     assert not [key for key in checkpoint['state_dict'] if 'teacher' in key]
 
     (work / 'last_checkpoint').write_text(str(work / 'iter_3.pth'))
     again = run(library, 'train', tmp_path / 'sokd.py', '--work-dir', work, '--resume')
     assert re.findall(metric, again)[-1] == trained
-    resumed = torch.load(work / 'iter_6.pth')['state_dict']
+    resumed = torch.load(work / 'iter_6.pth', weights_only=False)['state_dict']
     assert all(torch.equal(value, resumed[key]) for key, value in checkpoint['state_dict'].items())
 
     tested = run(library, 'test', tmp_path / 'student.py', work / 'student_iter_6.pth', '--work-dir', tmp_path / 'test')
