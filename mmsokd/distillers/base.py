@@ -1,5 +1,6 @@
 """The distiller: a student, its teachers, and the terms between them, as one ordinary MMEngine model."""
 
+import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from mmengine.model import BaseModel, ModuleDict
 from torch import Tensor
 
 from mmsokd.areas import AreaResult
+from mmsokd.checks import nearest
 from mmsokd.distillers.build import build_model
 from mmsokd.distillers.finite import FiniteGuard
 from mmsokd.distillers.plugins import Areas, Refiner, RefineStep
@@ -60,7 +62,11 @@ class Distiller(BaseModel):
         probe_size: int = 256,
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
+        **unknown: Any,
     ) -> None:
+        for name in unknown:
+            keys = list(inspect.signature(Distiller).parameters)[:-1]
+            raise ValueError(f'model.{name}: expected one of {keys}; nearest: {nearest(name, keys, n=1)}')
         student = build_model('student', student, data_preprocessor)
         super().__init__(getattr(student, 'data_preprocessor', None) or data_preprocessor, init_cfg)
         self.student = student
@@ -68,6 +74,9 @@ class Distiller(BaseModel):
         self._guard = FiniteGuard()
         self._looked_for_deaf_taps = False
         self._teachers = self._build_teachers(teacher, teachers, data_preprocessor)
+        for guard in self._teachers.values():
+            if guard.module is self.student:
+                raise ValueError(f'{guard.name}: expected a model of its own, found the student, which it would freeze')
         if not isinstance(terms, Mapping) or not terms:
             raise ValueError(f'terms: expected a dict of at least one term, found {terms!r}')
         if not keep_host and areas is None:
@@ -280,8 +289,11 @@ class Distiller(BaseModel):
             data_samples: one a picture; needed where a head is tapped.
 
         Returns:
-            term -> level by level, what :meth:`~mmsokd.areas.DistinctiveAreaDetector.detect` gives.
+            term -> level by level, what :meth:`~mmsokd.areas.DistinctiveAreaDetector.detect` gives; nothing where
+            ``areas`` is None.
         """
+        if self.areas is None:
+            return {}
         modes = {module: module.training for module in self.modules()}
         self.eval()
         try:

@@ -85,7 +85,7 @@ def build_model(key: str, source: Any, data_preprocessor: dict | None = None) ->
     return ROOT_MODELS.build(model)
 
 
-def load_weights(key: str, model: nn.Module, filename: str) -> None:
+def load_weights(key: str, model: nn.Module, filename: str | os.PathLike) -> None:
     """Load the checkpoint ``filename`` (path or URL) into ``model``; every parameter of the model must be in it.
 
     Raises:
@@ -94,6 +94,7 @@ def load_weights(key: str, model: nn.Module, filename: str) -> None:
     """
     try:
         # logger='silent': the message below tells more
+        filename = str(filename)
         checkpoint = CheckpointLoader.load_checkpoint(filename, map_location='cpu', logger='silent')
     except FileNotFoundError as error:
         raise FileNotFoundError(f'{key}: expected a checkpoint file or URL, found no file {filename!r}') from error

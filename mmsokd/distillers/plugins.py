@@ -3,7 +3,6 @@
 `refine`: what the teacher's feature becomes; `areas`: where it counts.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from mmengine.model import BaseModule, ModuleDict, ModuleList
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmsokd.distillers.parts import build_part
 from mmsokd.distillers.term import STUDENT, Term
 from mmsokd.registry import MODELS
 from mmsokd.taps import FeatureSpec, Probe, match_levels
@@ -29,7 +29,7 @@ class Refiner(BaseModule):
     def __init__(self, cfg: Mapping) -> None:
         super().__init__()
         self._cfg = cfg
-        self.necks = ModuleDict({_SHARED: MODELS.build(copy.deepcopy(cfg))})
+        self.necks = ModuleDict({_SHARED: build_part('refine', cfg)})
 
     @property
     def at(self) -> str | None:
@@ -78,7 +78,7 @@ class Refiner(BaseModule):
                 'to refine a layer of the teacher from which its logits follow, or refine=None'
             )
         if neck.per_term:
-            self.necks = ModuleDict({name: MODELS.build(copy.deepcopy(self._cfg)) for name in self.names})
+            self.necks = ModuleDict({name: build_part('refine', self._cfg) for name in self.names})
             for salt, neck in enumerate(self.necks.values()):
                 neck.policy.salt = salt
 
@@ -202,7 +202,7 @@ class Areas(BaseModule):
         """
         for name, term in terms.items():
             if term.wants_areas and term.is_feature:
-                self.detectors[name] = MODELS.build({**copy.deepcopy(self._cfg), 'channels': term.channels})
+                self.detectors[name] = build_part('areas', self._cfg, channels=term.channels)
         if not self.detectors:
             raise ValueError(
                 'areas: expected a term that compares features (N, C, H, W), found none; tap one, or give areas=None'

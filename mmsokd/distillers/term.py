@@ -1,6 +1,5 @@
 """One summand of the training loss: tap + adapter + loss + weight, built from one entry of the config's ``terms``."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,10 +9,12 @@ from torch import Tensor, nn
 
 from mmsokd import losses
 from mmsokd.checks import nearest
+from mmsokd.distillers.parts import build_part, part_class
 from mmsokd.distillers.schedule import WeightSchedule
 from mmsokd.registry import MODELS
 from mmsokd.taps import FeatureSpec, as_map, match_levels
 
+_KEYS = ('tap', 'student_tap', 'teacher_tap', 'adapter', 'teacher', 'loss_weight', 'refine', 'areas')
 STUDENT = 'student'  # as a term's `teacher`: the student itself, for self-distillation
 
 
@@ -38,8 +39,7 @@ class Term(BaseModule):
         key = f'terms.{name}'
         if 'loss' not in name:
             raise ValueError(f"{key}: expected a name that contains 'loss' (MMEngine sums only those), found {name!r}")
-        if not isinstance(cfg, Mapping) or 'type' not in cfg:
-            raise ValueError(f"{key}: expected a dict with 'type', found {cfg!r}")
+        self._loss_cls = part_class(key, cfg, more=_KEYS)
         cfg = dict(cfg)
         self.key = key
         self.student_tap, self.teacher_tap = self._pop_taps(cfg)
@@ -52,7 +52,6 @@ class Term(BaseModule):
                 raise ValueError(f'{key}.{option}: expected True or False, found {value!r}')
         self.adapter_cfg = cfg.pop('adapter', 'inferred')
         self._loss_cfg = cfg
-        self._loss_cls = _loss_class(key, cfg)
 
     def _pop_taps(self, cfg: dict) -> tuple[str, str]:
         if 'tap' in cfg:
@@ -128,13 +127,13 @@ class Term(BaseModule):
     def _build_adapter(self, default: str | None) -> nn.Module:
         """One adapter a level, or one for the whole pyramid where its class says so."""
         cfg = self.adapter_cfg
-        if cfg not in (None, 'inferred') and (not isinstance(cfg, Mapping) or 'type' not in cfg):
-            raise ValueError(f"{self.key}.adapter: expected a dict with 'type', or None, found {cfg!r}")
-        if cfg == 'inferred' and default is not None and _is_pyramid(default):
+        key = f'{self.key}.adapter'
+        if cfg == 'inferred' and default is not None and _is_pyramid(MODELS.get(default)):
             cfg = dict(type=default)
-        if isinstance(cfg, Mapping) and _is_pyramid(cfg['type']):
+        if cfg not in (None, 'inferred') and _is_pyramid(part_class(key, cfg)):
             students, teachers = zip(*self.specs, strict=True)
-            return _build(cfg, in_channels=[s.channels for s in students], out_channels=[t.channels for t in teachers])
+            widths = [s.channels for s in students], [t.channels for t in teachers]
+            return build_part(key, cfg, in_channels=widths[0], out_channels=widths[1])
         adapters = PerLevel(self._build_level_adapter(cfg, default, s, t) for s, t in self.specs)
         for adapter, (s, t) in zip(adapters, self.specs, strict=True):
             self._check_fit(adapter, s, t)
@@ -145,7 +144,8 @@ class Term(BaseModule):
             return nn.Identity()
         if cfg != 'inferred':
             ratio = t.size[0] / s.size[0] if cfg.get('resize') == 'conv' else 1.0
-            return _build(cfg, in_channels=s.channels, out_channels=t.channels, stride_ratio=ratio)
+            found = dict(in_channels=s.channels, out_channels=t.channels, stride_ratio=ratio)
+            return build_part(f'{self.key}.adapter', cfg, **found)
         if default is not None and self.is_feature:
             return MODELS.build(dict(type=default, **self._dense_options(s, t)))
         if s.channels != t.channels and self.equal_channels and self.is_feature:
@@ -154,7 +154,7 @@ class Term(BaseModule):
 
     def _build_loss(self, s: FeatureSpec, t: FeatureSpec, adapter: nn.Module) -> nn.Module:
         channels = s.channels if _keeps_channels(adapter) else t.channels
-        return _build(self._loss_cfg, student_channels=channels, teacher_channels=t.channels)
+        return build_part(self.key, self._loss_cfg, student_channels=channels, teacher_channels=t.channels)
 
     def _dense_options(self, s: FeatureSpec, t: FeatureSpec) -> dict:
         """SoKD's three-conv adapter at a width and with a norm that suit the map [ours].
@@ -241,37 +241,10 @@ class PerLevel(ModuleList):
         ]
 
 
-def _is_pyramid(kind: Any) -> bool:
+def _is_pyramid(cls: type) -> bool:
     """Whether an adapter takes all levels at once."""
-    return getattr(MODELS.get(kind) if isinstance(kind, str) else kind, 'pyramid', False)
+    return getattr(cls, 'pyramid', False)
 
 
 def _keeps_channels(adapter: nn.Module) -> bool:
     return isinstance(adapter, nn.Identity) or getattr(adapter, 'keeps_channels', False)
-
-
-def _build(cfg: Mapping, **found: Any) -> nn.Module:
-    """Build ``cfg``; of what was ``found`` it gets the arguments that its class takes and that it does not give."""
-    kind = cfg['type']
-    cls = MODELS.get(kind) if isinstance(kind, str) else kind
-    accepted = inspect.signature(cls).parameters if cls is not None else {}
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-    return MODELS.build({**{k: v for k, v in found.items() if k in accepted or takes_all}, **cfg})
-
-
-def _loss_class(key: str, cfg: dict) -> type:
-    """The class of a loss; an unknown name or argument is told with its nearest neighbour."""
-    kind = cfg['type']
-    cls = MODELS.get(kind) if isinstance(kind, str) else kind
-    if cls is None:
-        near = nearest(kind.rpartition('.')[2], losses.__all__)
-        raise ValueError(f'{key}.type: expected a registered loss, found {kind!r}; nearest: {near}')
-    accepted = inspect.signature(cls).parameters
-    keys = ['tap', 'student_tap', 'teacher_tap', 'adapter', 'teacher', 'loss_weight', 'refine', 'areas', *accepted]
-    if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
-        for name in cfg:
-            if name != 'type' and name not in accepted:
-                raise ValueError(
-                    f'{key}.{name}: expected one of {sorted(set(keys))}; nearest: {nearest(name, keys, n=1)}'
-                )
-    return cls

@@ -22,6 +22,22 @@ def terms(**kwargs):
             r"student: tap: .*RetinaNet, found 'backbone\.layer5'; nearest: \['backbone\.layer",
         ),
         (dict(terms=terms(tap='nek')), r"found 'nek'; nearest: \['neck'"),
+        (dict(trems={}), r"model\.trems: expected one of .*nearest: \['terms'\]"),
+        (dict(refine=dict(at='neck')), r"refine: expected a dict with 'type'"),
+        (
+            dict(refine=dict(type='mmsokd.FeatureAugmentationNeck', temprature=1.0)),
+            r"refine\.temprature: .*nearest: \['temperature'\]",
+        ),
+        (dict(refine=dict(type='mmsokd.FeatureAugmentation')), r"refine\.type: .*nearest: \['FeatureAugmentationNeck'"),
+        (
+            dict(areas=dict(type='mmsokd.DistinctiveAreaDetector', num_area=8)),
+            r"areas\.num_area: .*nearest: \['num_areas'\]",
+        ),
+        (
+            dict(terms=terms(adapter=dict(type='mmsokd.ConvAdapter', resise='nearest'))),
+            r"terms\.loss_hint\.adapter\.resise: .*nearest: \['resize'\]",
+        ),
+        (dict(terms=terms(adapter=dict(type='mmsokd.ConvAdaptor'))), r"adapter\.type: .*nearest: \['ConvAdapter'"),
         (dict(terms=terms(tap='neck[')), r"student: tap: expected 'path\.of\.module'"),
         (dict(refine=dict(type='mmsokd.FeatureAugmentationNeck', at='neck[1]')), r"refine\.at: .*found 'neck\[1\]'"),
         (
@@ -148,3 +164,9 @@ def test_a_loss_that_is_no_number_is_named_and_nothing_is_stepped(poison):
     with pytest.raises(FloatingPointError, match=r'distill\.loss_hint.*expected a finite loss'):
         step(model, wrapper, raw_batch(seed=1))
     assert all(torch.equal(v, before[k]) for k, v in model.student.named_parameters())
+
+
+def test_a_teacher_that_is_the_student():
+    student = MODELS.build(retinanet(16))
+    with pytest.raises(ValueError, match='teacher: expected a model of its own, found the student'):
+        distiller(student=student, teacher=student)
