@@ -10,6 +10,7 @@ from mmengine.registry import MODELS as ROOT_MODELS
 import mmsokd.hooks
 import mmsokd.losses
 from mmsokd.distillers import SoKDDistiller
+from mmsokd.registry import MODELS
 from tests.builders import retinanet
 
 ROOT = Path(__file__).resolve().parents[1]
