@@ -55,8 +55,8 @@ def touched(box, y, x):
     A box of no extent touches the cell it begins in.
     """
     x1, y1, x2, y2 = box
-    in_row = y < y2 and y + 1 > y1 or math.floor(y1) == y
-    in_column = x < x2 and x + 1 > x1 or math.floor(x1) == x
+    in_row = (y < y2 and y + 1 > y1) or math.floor(y1) == y
+    in_column = (x < x2 and x + 1 > x1) or math.floor(x1) == x
     return in_row and in_column
 
 
@@ -87,7 +87,7 @@ def fgd_attention(feat, temperature):
 
 def fgd_relation(feat, block):
     """GCNet's block on one sample; ``block`` holds its arrays by name."""
-    c, h, w = feat.shape
+    _, h, w = feat.shape
     positions = [feat[:, y, x] for y in range(h) for x in range(w)]
     shares = softmax([float(block['key'] @ p + block['key_bias']) for p in positions])
     context = sum(share * p for share, p in zip(shares, positions, strict=True))
