@@ -1,5 +1,6 @@
 """Learnable maps between a tap and a loss; training only."""
 
 from mmsokd.adapters.conv import ConvAdapter, ResizeAdapter, SoKDAdapter
+from mmsokd.adapters.reviewkd import ReviewKDAdapter
 
-__all__ = ['ConvAdapter', 'ResizeAdapter', 'SoKDAdapter']
+__all__ = ['ConvAdapter', 'ResizeAdapter', 'ReviewKDAdapter', 'SoKDAdapter']

@@ -1,0 +1,68 @@
+"""Ground-truth boxes on a feature map, for the losses that look at them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+
+def boxes_in_cells(samples: Sequence | None, feat: Tensor) -> Tensor:
+    """The pictures' ground-truth boxes in the cells of a map, which covers the padded batch.
+
+    Args:
+        samples: one a picture, as mmdet's preprocessor leaves them: ``gt_instances.bboxes`` (n, 4) as corners in input
+            pixels, a tensor or ``HorizontalBoxes``, and ``batch_input_shape`` or ``pad_shape`` in the metainfo.
+        feat: the map (N, C, H, W).
+
+    Returns: corners (x1, y1, x2, y2) of shape (N, most boxes + 1, 4) in ``feat``'s dtype. What a picture lacks is
+        filled up with NaN, which lies nowhere; there is at least one such row.
+
+    Raises:
+        ValueError: a sample has no boxes of four corners, or does not tell its input's size.
+    """
+    boxes = [_boxes_of(sample) for sample in samples or [None]]
+    height, width = feat.shape[-2:]
+    pixels = torch.tensor([[w, h, w, h] for h, w in map(_input_size, samples)], dtype=feat.dtype)
+    pixels = pixels.to(feat.device, non_blocking=True)
+    padded = F.pad(pad_sequence(boxes, batch_first=True, padding_value=torch.nan), (0, 0, 0, 1), value=torch.nan)
+    # Multiplied first: a box that ends with a cell then ends there exactly.
+    return padded.to(feat) * feat.new_tensor([width, height, width, height]) / pixels[:, None]
+
+
+def cells_of(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Which rows and columns of a map each box touches; at least one of each, if the box begins inside the map.
+
+    Args:
+        boxes: corners in cells (N, n, 4); NaN touches nothing.
+        size: height and width of the map.
+
+    Returns: rows (N, n, H) and columns (N, n, W), bool.
+    """
+    low = boxes[..., :2].floor()
+    high = torch.maximum(boxes[..., 2:].ceil(), low + 1)
+    y, x = (torch.arange(side, device=boxes.device) for side in size)
+    rows = (y >= low[..., 1:]) & (y < high[..., 1:])
+    columns = (x >= low[..., :1]) & (x < high[..., :1])
+    return rows, columns
+
+
+def _boxes_of(sample: object) -> Tensor:
+    boxes = getattr(getattr(sample, 'gt_instances', None), 'bboxes', None)
+    boxes = getattr(boxes, 'tensor', boxes)
+    if not isinstance(boxes, Tensor) or boxes.shape[-1] != 4:
+        found = tuple(boxes.shape) if isinstance(boxes, Tensor) else boxes
+        raise ValueError(
+            f"expected a detector's data samples with gt_instances.bboxes (n, 4), found {found!r} in "
+            f'{type(sample).__name__}; this loss needs ground-truth boxes'
+        )
+    return boxes
+
+
+def _input_size(sample: object) -> tuple[int, int]:
+    metainfo = sample.metainfo
+    size = metainfo.get('batch_input_shape', metainfo.get('pad_shape'))
+    if size is None:
+        raise ValueError(f"metainfo: expected 'batch_input_shape' or 'pad_shape', found {sorted(metainfo)}")
+    return size[:2]

@@ -1,0 +1,63 @@
+"""CWD: where each channel is active, as a distribution over the map."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmsokd.checks import check_same_shape
+from mmsokd.losses.base import TermLoss
+from mmsokd.registry import MODELS
+
+
+def cwd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
+    r"""KL divergence of each channel's softmax over the positions (Shu et al., CWD, arXiv:2011.13256).
+
+    .. math:: \frac{\tau^2}{NC} \sum_{n,c} \mathrm{KL}(\phi(t_{nc}) \,\|\, \phi(s_{nc})), \quad
+        \phi(x)_i = \frac{\exp(x_i / \tau)}{\sum_j \exp(x_j / \tau)}
+
+    Args:
+        student, teacher: features or dense logits (N, C, H, W) of one shape.
+            The distiller hands the teacher over without a graph.
+        tau: temperature > 0; the factor tau^2 keeps gradients comparable across tau.
+
+    Returns: scalar >= 0; zero iff each channel agrees up to a shift.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    check_same_shape(student, teacher)
+    log_s = F.log_softmax(student.flatten(2) / tau, dim=2)  # (N, C, HW)
+    log_t = F.log_softmax(teacher.flatten(2) / tau, dim=2)
+    channels = student.shape[0] * student.shape[1]
+    return tau**2 * F.kl_div(log_s, log_t, reduction='sum', log_target=True) / channels
+
+
+@MODELS.register_module()
+class CWDLoss(TermLoss):
+    """:func:`cwd_loss` as a term's loss, for features and for dense logits.
+
+    A feature gets an adapter as any feature term does. Dense logits (``decode_head.conv_seg``,
+    ``bbox_head.retina_cls``) have the classes for channels on both sides: give ``adapter=None`` there, which refuses
+    models of unequal classes. A shape cannot tell the two apart, so in a :class:`~mmsokd.distillers.SoKDDistiller` give
+    ``refine=False, areas=False`` too, which keep the plug-ins off the logits; ``refine=dict(at=...)`` reaches them
+    through the teacher.
+
+    SoKD's areas are not used as weights: a distribution over the whole map has no meaning position by position.
+
+    Args:
+        tau: temperature > 0. The published code takes ``loss_weight=3`` on logits and 50 on features, with 4.
+
+    Raises:
+        ValueError: ``tau`` is not positive.
+    """
+
+    same_channels = True
+
+    def __init__(self, tau: float = 4.0) -> None:
+        super().__init__()
+        if not tau > 0:
+            raise ValueError(f'CWDLoss.tau: expected a number > 0, found {tau!r}')
+        self.tau = tau
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """See :func:`cwd_loss`."""
+        return cwd_loss(student, teacher, self.tau)
