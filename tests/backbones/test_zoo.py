@@ -99,6 +99,7 @@ def test_is_the_benchmarks_network(name):
     count = sum(p.numel() for p in model.parameters())
     assert count == weights.count
     assert f'{count / 1e6:.2f}' == net.params
+    assert f'{count:,}' in (FOLDER.parent / 'sokd/README.md').read_text()
     assert [(f.shape[1], f.shape[2]) for f in feats] == net.shapes
     signed = SIGNED.get(name.split('-')[0], set())
     for i, (path, feat) in enumerate(zip(paths, feats, strict=True)):
