@@ -5,6 +5,6 @@ from mmsokd.version import __version__
 
 check_stack()  # before anything that would fail in a less helpful way
 
-from mmsokd import adapters, areas, augment, distillers, hooks, losses  # noqa: E402, F401 (registers)
+from mmsokd import adapters, areas, augment, backbones, distillers, hooks, losses  # noqa: E402, F401 (registers)
 
 __all__ = ['__version__', 'check_stack']

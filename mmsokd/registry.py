@@ -17,6 +17,7 @@ MODELS = Registry(
         'mmsokd.adapters',
         'mmsokd.augment',
         'mmsokd.areas',
+        'mmsokd.backbones',
         'mmsokd.distillers',
     ],
 )

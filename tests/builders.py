@@ -148,3 +148,13 @@ def losses_of(model, batch: dict | None = None) -> dict:
 def step(model, optim_wrapper, batch: dict | None = None) -> dict:
     """One training step, as the Runner makes it."""
     return model.train_step(copy.deepcopy(batch or raw_batch()), optim_wrapper)
+
+
+def class_batch(n: int = 4, size: int = 32, classes: int = 100, seed: int = 0) -> dict:
+    """What an mmpretrain data loader gives: uint8 pictures with a class each."""
+    from mmpretrain.structures import DataSample
+
+    generator = torch.Generator().manual_seed(seed)
+    images = [torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=generator) for _ in range(n)]
+    labels = torch.randint(0, classes, (n,), generator=generator).tolist()
+    return dict(inputs=images, data_samples=[DataSample().set_gt_label(label) for label in labels])

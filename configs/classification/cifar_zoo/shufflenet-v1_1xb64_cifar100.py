@@ -1,0 +1,14 @@
+"""ShuffleNet with three groups on CIFAR-100."""
+
+_base_ = [
+    '../_base_/models/cifar100_classifier.py',
+    '../_base_/datasets/cifar100_bs64.py',
+    '../_base_/schedules/cifar100_240e.py',
+    '../_base_/cifar100_runtime.py',
+]
+
+model = dict(
+    backbone=dict(type='mmsokd.CIFARShuffleNetV1'),
+    head=dict(in_channels=960, init_cfg=None),  # it starts as PyTorch's layers do, as in RepDistiller
+)
+optim_wrapper = dict(optimizer=dict(lr=0.01))

@@ -1,0 +1,26 @@
+"""SoKD on FitNet hints: WRN-40-2 -> WRN-40-1 on CIFAR-100; weights, areas and search of the authors' fork."""
+
+_base_ = ['../cifar_zoo/wrn-40-1_1xb64_cifar100.py', '../_base_/sokd_cifar100.py']
+
+model = dict(
+    _delete_=True,
+    type='mmsokd.SoKDDistiller',
+    student=_base_.model,
+    teacher=dict(
+        cfg='{{ fileDirname }}/../cifar_zoo/wrn-40-2_1xb64_cifar100.py',
+        checkpoint='work_dirs/wrn-40-2_1xb64_cifar100/epoch_240.pth',
+    ),
+    # the benchmark's hint layer
+    terms=dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='backbone.layer2')),
+    refine=dict(type='mmsokd.FeatureAugmentationNeck'),
+    areas=dict(
+        type='mmsokd.DistinctiveAreaDetector',
+        num_areas=8,
+        num_classes=100,
+        agreement_weight=1000.0,
+        area_weight=1000.0,
+        normalization='all',
+    ),
+    keep_host=False,
+    probe_size=32,
+)

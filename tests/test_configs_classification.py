@@ -1,0 +1,132 @@
+"""The CIFAR-100 configs: the benchmark's pairs and numbers, and each of them makes a step."""
+
+import re
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+
+from mmsokd.registry import MODELS
+from tests.builders import class_batch
+
+FOLDER = Path(__file__).parents[1] / 'configs/classification'
+PLAIN = sorted((FOLDER / 'cifar_zoo').glob('*.py'))
+SOKD = sorted((FOLDER / 'sokd').glob('*_cifar100.py'))
+SLOW = ('mobilenet', 'shufflenet')  # students that the benchmark trains at a smaller rate
+
+# teacher, student, and what RepDistiller's README prints for both and for FitNet
+PUBLISHED = {
+    ('wrn-40-2', 'wrn-16-2'): ('75.61', '73.26', '73.58'),
+    ('wrn-40-2', 'wrn-40-1'): ('75.61', '71.98', '72.24'),
+    ('resnet56', 'resnet20'): ('72.34', '69.06', '69.21'),
+    ('resnet110', 'resnet32'): ('74.31', '71.14', '71.06'),
+    ('resnet32x4', 'resnet8x4'): ('79.42', '72.50', '73.50'),
+    ('vgg13', 'vgg8'): ('74.64', '70.36', '71.02'),
+    ('vgg13', 'mobilenet-v2'): ('74.64', '64.60', '64.14'),
+    ('resnet50', 'mobilenet-v2'): ('79.34', '64.60', '63.16'),
+    ('resnet32x4', 'shufflenet-v1'): ('79.42', '70.50', '73.59'),
+    ('resnet32x4', 'shufflenet-v2'): ('79.42', '71.82', '73.54'),
+}
+
+
+def pair_of(path):
+    teacher, student = path.name.removeprefix('sokd_fitnet_').removesuffix('_1xb64_cifar100.py').split('_')
+    return teacher, student
+
+
+def without_scope(node):
+    """Plain dicts and lists without the ``_scope_`` marks that MMEngine leaves on inherited parts."""
+    if isinstance(node, dict):
+        return {key: without_scope(value) for key, value in node.items() if key != '_scope_'}
+    if isinstance(node, (list, tuple)):
+        return [without_scope(value) for value in node]
+    return node
+
+
+def plain(name):
+    return Config.fromfile(FOLDER / f'cifar_zoo/{name}_1xb64_cifar100.py')
+
+
+@pytest.mark.parametrize('path', [*PLAIN, *SOKD], ids=lambda p: p.stem)
+def test_trains_as_the_benchmark_does(path):
+    cfg = without_scope(Config.fromfile(path).to_dict())
+    student = pair_of(path)[1] if path in SOKD else path.stem
+    lr = 0.01 if student.startswith(SLOW) else 0.05
+    assert cfg['optim_wrapper']['optimizer'] == dict(type='SGD', lr=lr, momentum=0.9, weight_decay=5e-4)
+    assert cfg['param_scheduler'] == dict(type='MultiStepLR', by_epoch=True, milestones=[150, 180, 210], gamma=0.1)
+    assert cfg['train_cfg']['max_epochs'] == 240
+    assert cfg['default_scope'] == 'mmpretrain'
+    assert cfg['custom_imports']['imports'] == ['mmsokd']
+    data = cfg['train_dataloader']
+    assert data['batch_size'] == cfg['auto_scale_lr']['base_batch_size'] == 64
+    assert data['dataset']['type'] == 'CIFAR100'
+    crop, flip, _ = data['dataset']['pipeline']
+    assert crop == dict(type='RandomCrop', crop_size=32, padding=4)
+    assert flip == dict(type='RandomFlip', prob=0.5, direction='horizontal')
+    for loader in ('val_dataloader', 'test_dataloader'):
+        assert cfg[loader]['dataset']['split'] == 'test'
+        assert cfg[loader]['batch_size'] == 64
+
+
+def test_there_are_the_benchmarks_pairs():
+    assert {pair_of(path) for path in SOKD} == set(PUBLISHED)
+    assert len(SOKD) == len(PUBLISHED)
+
+
+@pytest.mark.parametrize('path', SOKD, ids=lambda p: p.stem)
+def test_sokd_as_in_the_authors_fork(path):
+    cfg = Config.fromfile(path)
+    teacher, student = pair_of(path)
+    assert without_scope(cfg.model.student.to_dict()) == without_scope(plain(student).model.to_dict())
+    assert Path(cfg.model.teacher.cfg).resolve() == (FOLDER / f'cifar_zoo/{teacher}_1xb64_cifar100.py').resolve()
+    assert cfg.model.teacher.checkpoint == f'work_dirs/{teacher}_1xb64_cifar100/epoch_240.pth'
+    (search,) = [hook for hook in cfg.custom_hooks if hook.type == 'mmsokd.PolicySearchHook']
+    assert search.search_epochs == 20
+    shared = Config.fromfile(FOLDER.parent / '_base_/sokd.py')
+    assert [hook.type for hook in cfg.custom_hooks] == [hook.type for hook in shared.custom_hooks]
+
+
+@pytest.mark.parametrize('path', SOKD, ids=lambda p: p.stem)
+def test_makes_a_step(path):
+    """Without the teacher's weights, which nobody publishes for these configs."""
+    cfg = Config.fromfile(path)
+    cfg.model.teacher.checkpoint = None
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build({**cfg.model, 'data_preprocessor': cfg.data_preprocessor}).train()
+    batch = model.data_preprocessor(class_batch(2), True)
+    total, log = model.parse_losses(model(**batch, mode='loss'))
+    total.backward()
+    assert total.isfinite()
+    # the area loss stands in the host's place
+    assert {'loss', 'sokd.loss_agreement', 'sokd.loss_area'} <= set(log)
+    assert 'distill.loss_hint' not in log
+    assert log['sokd.loss_area'] > 0
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not any(p.requires_grad for p in model.teacher.parameters())
+
+    ((ours, theirs),) = model.terms['loss_hint'].specs
+    vgg = pair_of(path)[0] == 'vgg13'
+    assert theirs.size == ((8, 8) if vgg else (16, 16))
+    assert ours.size == ((8, 8) if pair_of(path)[1].startswith(('vgg', *SLOW)) else (16, 16))
+    detector = model.areas.detectors['loss_hint']
+    assert detector.num_areas == 8
+    assert detector.loss_weights['agreement'] == detector.loss_weights['area'] == 1000
+    assert detector.normalization == 'all'
+
+    # A feature behind a ReLU is reached by an adapter with a ReLU, as in the fork; WRN's sums are signed.
+    (adapter,) = model.terms['loss_hint'].adapter
+    assert (adapter.convs[-1].norm_cfg is None) == pair_of(path)[0].startswith('wrn')
+
+
+def test_readme_lists_the_pairs_with_what_others_published():
+    text = (FOLDER / 'sokd/README.md').read_text()
+    table = text[text.index('| Teacher | Student | Host |') :].split('\n\n')[0]
+    header, _rule, *rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in table.splitlines()]
+    listed = {}
+    for row in rows:
+        row = dict(zip(header, row, strict=True))
+        (config,) = re.findall(r'\(([^)]+)\)', row['Config'])
+        listed[config] = tuple(row[f'{who} (published)'] for who in ('Teacher', 'Student', 'FitNet'))
+    expected = {f'sokd_fitnet_{t}_{s}_1xb64_cifar100.py': numbers for (t, s), numbers in PUBLISHED.items()}
+    assert listed == expected
