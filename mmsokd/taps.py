@@ -180,7 +180,8 @@ class FeatureTap:
 
     @torch.compiler.disable
     def _hear(self, name: str, output: Any) -> Any:
-        return self._feats.hear(name, output)
+        # Outside of the block a wrapper can only be called by a checkpointed forward that is computed again.
+        return output if self._feats is None else self._feats.hear(name, output)
 
 
 class Features:

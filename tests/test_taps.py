@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from mmsokd.taps import FeatureSpec, FeatureTap, UnknownTapError, match_levels, parse_tap, probe
 
@@ -131,6 +132,19 @@ def test_one_module_by_two_names():
             net(x)
         assert feats['backbone.layer1'][0] is feats['other'][0]
         assert 'forward' not in vars(net.other)
+
+
+def test_a_checkpointed_forward_is_computed_again_after_the_block():
+    class Checkpointed(Net):
+        def extract_feat(self, x):
+            return checkpoint(self.backbone.forward, x, use_reentrant=True)
+
+    net, x = Checkpointed(), torch.randn(1, 3, 16, 16, requires_grad=True)
+    with FeatureTap(net, ['backbone']) as feats:
+        scores, _ = net(x)
+    (scores[0].sum() + scores[1].sum()).backward()
+    assert x.grad.abs().sum() > 0
+    assert len(feats['backbone']) == 2
 
 
 def test_a_block_inside_a_block_is_refused_and_leaves_the_outer_one():
