@@ -1,7 +1,9 @@
 """Error messages: what was expected, what was found, how to mend it."""
 
 import difflib
+import math
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -35,6 +37,18 @@ def check_range(key: str, value: float, low: float, high: float) -> None:
     """Raise ValueError unless ``low <= value <= high``."""
     if not low <= value <= high:
         raise ValueError(f'{key}: expected a number in [{low}, {high}], found {value!r}')
+
+
+def check_number(key: str, value: Any, minimum: float = 0.0) -> None:
+    """Raise ValueError unless ``value`` is a finite number of at least ``minimum``."""
+    if not isinstance(value, Real) or not minimum <= value < math.inf:
+        raise ValueError(f'{key}: expected a number >= {minimum:g}, found {value!r}')
+
+
+def check_bool(key: str, value: Any) -> None:
+    """Raise ValueError unless ``value`` is True or False: any text would count as True."""
+    if not isinstance(value, bool):
+        raise ValueError(f'{key}: expected True or False, found {value!r}')
 
 
 def check_same_shape(student: Tensor, teacher: Tensor) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 from mmsokd.checks import nearest
 
@@ -49,10 +50,15 @@ class FeatureSpec(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """The result of a dry run: the levels of each tap, and the tapped modules in the order of their outputs."""
+    """The result of a dry run.
+
+    ``specs``: the levels of each tap; ``order``: the tapped modules in the order of their outputs; ``overwritten``:
+    those whose output a later layer changes in place, such as a norm before ``ReLU(inplace=True)``.
+    """
 
     specs: dict[str, list[FeatureSpec]]
     order: list[str]
+    overwritten: frozenset[str]
 
     @property
     def calls(self) -> dict[str, int]:
@@ -114,6 +120,7 @@ class FeatureTap:
         taps: the taps to collect.
         calls: how often each tapped module is called in one forward (:attr:`Probe.calls`). When given, the forward
             is ended as soon as all of them were: everything behind the deepest tap never runs.
+        copied: modules whose output is copied, so that no later layer changes it (:attr:`Probe.overwritten`).
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 5, 1))
@@ -123,10 +130,17 @@ class FeatureTap:
         [(1, 4, 2, 2)]
     """
 
-    def __init__(self, model: nn.Module, taps: Iterable[str], calls: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        taps: Iterable[str],
+        calls: Mapping[str, int] | None = None,
+        copied: Iterable[str] = (),
+    ) -> None:
         self._model = model
         self._taps = {tap: parse_tap(tap) for tap in taps}
         self._calls = calls
+        self._copied = frozenset(copied)
         self._replace: Mapping[str, Callable[[Any], Any]] = {}
         self._wrappers: dict[str, tuple[Callable, Callable]] = {}  # module -> its forward, and that with an ear
         self._wrapped: list[tuple[nn.Module, Any]] = []
@@ -145,7 +159,7 @@ class FeatureTap:
     def __enter__(self) -> 'Features':
         if self._feats is not None:
             raise RuntimeError('FeatureTap: expected one block at a time, found one inside another')
-        self._feats = Features(self._taps, self._calls, self._replace)
+        self._feats = Features(self._taps, self._calls, self._copied, self._replace)
         try:
             for name in self._feats.heard:
                 module = find_module(self._model, name)
@@ -194,12 +208,14 @@ class Features:
         self,
         taps: Mapping[str, TapPath],
         calls: Mapping[str, int] | None,
+        copied: frozenset[str],
         replace: Mapping[str, Callable[[Any], Any]],
     ) -> None:
         self._taps = taps
         self._outputs: dict[str, list[Any]] = {path.module: [] for path in taps.values()}
         self.order: list[str] = []  # the tapped modules, in the order of their outputs
         self._expected = {name: calls[name] for name in self._outputs} if calls is not None else None
+        self._copied = copied
         self._replace = replace
 
     @property
@@ -213,7 +229,7 @@ class Features:
         if name in self._replace:
             output = self._replace[name](output)
         if name in self._outputs:
-            self._outputs[name].append(output)
+            self._outputs[name].append(tree_map_only(Tensor, Tensor.clone, output) if name in self._copied else output)
             self.order.append(name)
             if self._expected is not None and all(len(self._outputs[n]) >= k for n, k in self._expected.items()):
                 raise _StopForward
@@ -303,13 +319,34 @@ def probe(model: nn.Module, taps: Iterable[str], size: int) -> Probe:
         )
     )
     model.eval()
+    watch = _Watch()
+    names = {parse_tap(tap).module for tap in taps}
+    tap = FeatureTap(model, taps, copied=names)
     try:
-        with torch.random.fork_rng(devices=[]), FeatureTap(model, taps) as feats:
+        with torch.random.fork_rng(devices=[]), tap.replacing({name: watch.listener(name) for name in names}) as feats:
             run_for_taps(model, taps, image, [sample])
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return Probe({tap: [_spec(tap, x, size) for x in feats[tap]] for tap in taps}, feats.order)
+    return Probe({tap: [_spec(tap, x, size) for x in feats[tap]] for tap in taps}, feats.order, watch.overwritten)
+
+
+class _Watch:
+    """Finds out whose output is changed in place after it was given."""
+
+    def __init__(self) -> None:
+        self._given: list[tuple[str, Tensor, int]] = []
+
+    def listener(self, name: str) -> Callable[[Any], Any]:
+        def listen(output: Any) -> Any:
+            self._given += [(name, x, x._version) for x in tree_flatten(output)[0] if isinstance(x, Tensor)]
+            return output
+
+        return listen
+
+    @property
+    def overwritten(self) -> frozenset[str]:
+        return frozenset(name for name, tensor, version in self._given if tensor._version != version)
 
 
 def _spec(tap: str, feat: Tensor, size: int) -> FeatureSpec:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mmsokd.areas.decode import area_weight, decode
 from mmsokd.areas.head import AreaHead, AreaMaps, mix
-from mmsokd.checks import check_choice, check_same_shape
+from mmsokd.checks import check_bool, check_choice, check_number, check_same_shape
 from mmsokd.registry import MODELS
 
 
@@ -98,8 +98,9 @@ class DistinctiveAreaDetector(BaseModule):
             ('area_weight', area_weight),
             ('anchor_weight', anchor_weight),
         ):
-            if value < 0:
-                raise ValueError(f'areas.{key}: expected a number >= 0, found {value!r}')
+            check_number(f'areas.{key}', value)
+        for key, value in (('stop_teacher_grad', stop_teacher_grad), ('final_relu', final_relu)):
+            check_bool(f'areas.{key}', value)
         self.num_areas = num_areas
         self.source = source
         self.loss_weights = dict(agreement=agreement_weight, area=area_weight, anchor=anchor_weight)

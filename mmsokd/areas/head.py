@@ -68,7 +68,7 @@ def _predict(branch: nn.Sequential, feat: Tensor) -> Tensor:
     """The branch's output; its last conv in fp32 also under autocast: bf16 has so few values that peaks would tie."""
     hidden = branch[:-1](feat)
     with torch.autocast(feat.device.type, enabled=False):
-        return branch[-1](hidden.float())
+        return branch[-1](hidden.to(branch[-1].weight.dtype)).float()
 
 
 def mix(student: AreaMaps, teacher: AreaMaps, source: str) -> AreaMaps:

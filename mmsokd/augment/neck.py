@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from mmsokd.augment.control import ControlVariate
 from mmsokd.augment.feature_ops import FEATURE_OPS, Randomness, rescaled_channel_drop
 from mmsokd.augment.policy import SUB_POLICIES, Draw, Policy
-from mmsokd.checks import check_choice
+from mmsokd.checks import check_bool, check_choice, check_number
 from mmsokd.registry import MODELS
 from mmsokd.relax import (
     PROBABILITY_MARGIN,
@@ -63,8 +63,11 @@ class FeatureAugmentationNeck(BaseModule):
         super().__init__(init_cfg)
         check_choice('refine.estimator', estimator, ['straight_through', 'relax'])
         check_choice('refine.magnitude_grad', magnitude_grad, ['straight_through', 'pathwise'])
-        if not temperature > 0:
-            raise ValueError(f'refine.temperature: expected a number > 0, found {temperature!r}')
+        check_number('refine.temperature', temperature, minimum=1e-6)
+        for key, value in (('per_sample', per_sample), ('per_term', per_term), ('rescale_drop', rescale_drop)):
+            check_bool(f'refine.{key}', value)
+        if at is not None and not isinstance(at, str):
+            raise ValueError(f"refine.at: expected the path of a layer, such as 'backbone.layer3', found {at!r}")
         self.at = at
         self.estimator = estimator
         self.magnitude_grad = magnitude_grad

@@ -12,7 +12,7 @@ from mmengine.model import BaseModel, ModuleDict
 from torch import Tensor
 
 from mmsokd.areas import AreaResult
-from mmsokd.checks import nearest
+from mmsokd.checks import check_bool, nearest
 from mmsokd.distillers.build import build_model
 from mmsokd.distillers.finite import FiniteGuard
 from mmsokd.distillers.plugins import Areas, Refiner, RefineStep
@@ -67,6 +67,9 @@ class Distiller(BaseModel):
         for name in unknown:
             keys = list(inspect.signature(Distiller).parameters)[:-1]
             raise ValueError(f'model.{name}: expected one of {keys}; nearest: {nearest(name, keys, n=1)}')
+        check_bool('keep_host', keep_host)
+        if isinstance(probe_size, bool) or not isinstance(probe_size, int) or probe_size < 1:
+            raise ValueError(f'probe_size: expected a side in pixels, found {probe_size!r}')
         student = build_model('student', student, data_preprocessor)
         super().__init__(getattr(student, 'data_preprocessor', None) or data_preprocessor, init_cfg)
         self.student = student
@@ -94,6 +97,8 @@ class Distiller(BaseModel):
     ) -> dict[str, Teacher]:
         if teacher is not None and teachers is not None:
             raise ValueError("teacher: expected 'teacher' or 'teachers', found both")
+        if teachers is not None and not isinstance(teachers, Mapping):
+            raise ValueError(f'teachers: expected a dict of name -> teacher, found {teachers!r}')
         if teachers is None:
             return {} if teacher is None else {'teacher': Teacher('teacher', teacher, preprocessor)}
         if STUDENT in teachers:
@@ -110,8 +115,8 @@ class Distiller(BaseModel):
             taps = {name: [*paths, self._at] for name, paths in taps.items()}
         self._student_taps = list(dict.fromkeys(taps[STUDENT]))
         with _telling('student'):
-            self._tap = FeatureTap(self.student, self._student_taps)
             probes = {STUDENT: probe(self.student, self._student_taps, size)}
+        self._tap = FeatureTap(self.student, self._student_taps, copied=probes[STUDENT].overwritten)
         for name, teacher in self._teachers.items():
             if not taps[name]:
                 raise ValueError(f"{teacher.name}: expected a term with teacher='{name}', found none; leave it out")

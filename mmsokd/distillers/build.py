@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,22 @@ def build_model(key: str, source: Any, data_preprocessor: dict | None = None) ->
     model = model.copy()  # shallow: the registry's build copies, and `type` may be a class
     if scope is not None:
         model.setdefault('_scope_', scope)
+    if key != 'student' and 'checkpoint' in model:
+        raise ValueError(f'{key}.checkpoint: expected it beside cfg, as {key}=dict(cfg=dict(...), checkpoint=...)')
     if data_preprocessor is not None and model.get('data_preprocessor') is None:
         model['data_preprocessor'] = data_preprocessor
-    return ROOT_MODELS.build(model)
+    try:
+        return ROOT_MODELS.build(model)
+    except KeyError as error:  # an unknown type, here or inside
+        raise ValueError(f'{key}: {error.args[0]}{_nearest_type(str(error))}') from error
+
+
+def _nearest_type(message: str) -> str:
+    """The registered name that MMEngine's message most probably means."""
+    found = re.search(r'^\W*(\S+) is not in the', message)
+    registries = [ROOT_MODELS, *ROOT_MODELS.children.values()]
+    names = [name for registry in registries for name in registry.module_dict]
+    return f'; nearest: {nearest(found[1].rpartition("::")[2], names)}' if found else ''
 
 
 def load_weights(key: str, model: nn.Module, filename: str | os.PathLike) -> None:

@@ -47,7 +47,7 @@ def build_part(key: str, cfg: Any, **found: Any) -> nn.Module:
     cls = part_class(key, cfg)
     accepted = inspect.signature(cls).parameters
     found = {name: value for name, value in found.items() if name in accepted or _takes_anything(cls)}
-    return MODELS.build({**found, **copy.deepcopy(dict(cfg))})
+    return MODELS.build({**found, **copy.deepcopy(dict(cfg)), 'type': cls})
 
 
 def _takes_anything(cls: type) -> bool:

@@ -51,23 +51,7 @@ class Refiner(BaseModule):
             if len(teachers) != 1:
                 raise ValueError(f'refine.at: expected one teacher, found {teachers}')
             teacher = probes[teachers[0]]
-            stubborn = [
-                name
-                for name, term in terms.items()
-                if not term.wants_refine
-                and term.teacher_name != STUDENT
-                and not teacher.precedes(term.teacher_tap, self.at)
-            ]
-            if stubborn:
-                raise ValueError(
-                    f"terms.{stubborn[0]}.refine: expected True beside refine.at='{self.at}', found False: the "
-                    'teacher runs once, and what lies behind that layer follows it for every term'
-                )
-            if teacher.calls.get(self.at) != 1:
-                raise ValueError(
-                    'refine.at: expected a layer of the teacher that gives its whole output in one call, without an '
-                    f"index, such as 'backbone.layer3', found '{self.at}'"
-                )
+            self._check_at(terms, teacher)
             self._connect_at(probes[STUDENT].specs[self.at], teacher.specs[self.at])
             self.names: list[str] = []
             return
@@ -81,6 +65,29 @@ class Refiner(BaseModule):
             self.necks = ModuleDict({name: build_part('refine', self._cfg) for name in self.names})
             for salt, neck in enumerate(self.necks.values()):
                 neck.policy.salt = salt
+
+    def _check_at(self, terms: Mapping[str, Term], teacher: Probe) -> None:
+        followers = {
+            name: term
+            for name, term in terms.items()
+            if term.teacher_name != STUDENT and not teacher.precedes(term.teacher_tap, self.at)
+        }
+        stubborn = [name for name, term in followers.items() if not term.wants_refine]
+        if stubborn:
+            raise ValueError(
+                f"terms.{stubborn[0]}.refine: expected True beside refine.at='{self.at}', found False: the "
+                'teacher runs once, and what lies behind that layer follows it for every term'
+            )
+        if not followers:
+            raise ValueError(
+                f"refine.at: expected a term that taps the teacher at or behind '{self.at}', found only "
+                f'{[term.teacher_tap for term in terms.values()]}, which it would not change'
+            )
+        if teacher.calls.get(self.at) != 1:
+            raise ValueError(
+                'refine.at: expected a layer of the teacher that gives its whole output in one call, without an '
+                f"index, such as 'backbone.layer3', found '{self.at}'"
+            )
 
     def _connect_at(self, student: Sequence[FeatureSpec], teacher: Sequence[FeatureSpec]) -> None:
         self.pairs = match_levels(student, teacher)
@@ -144,7 +151,8 @@ class RefineStep:
         neck = self._refiner.necks[_SHARED]
         self._replaced = neck(feats, self._draws[_SHARED])
         self._ratios.append(neck.norm_ratio(self._replaced, feats))
-        refined = [x.detach().to(f.dtype) for x, f in zip(self._replaced, feats, strict=True)]
+        # A copy: the layer that follows may change its input in place.
+        refined = [x.detach().to(f.dtype, copy=True) for x, f in zip(self._replaced, feats, strict=True)]
         return refined[0] if isinstance(output, Tensor) else type(output)(refined)
 
     def fit(self, student: Sequence[Tensor]) -> Tensor:

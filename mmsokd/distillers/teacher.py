@@ -82,7 +82,7 @@ class Teacher:
         """Dry-run for ``taps``, which :meth:`features` will read from now on."""
         self.taps = list(dict.fromkeys(taps))
         result = probe(self.module, self.taps, size)
-        self._tap = FeatureTap(self.module, self.taps, result.calls)
+        self._tap = FeatureTap(self.module, self.taps, result.calls, result.overwritten)
         return result
 
     def match_normalization(self, student: nn.Module | None) -> None:
@@ -135,8 +135,8 @@ class Teacher:
         """
         # Moved lazily: the distiller's .to() must not reach a teacher that an EMA copy on another device shares.
         parameter = next(self.module.parameters(), None)
-        if parameter is not None and parameter.device != inputs.device:
-            self.module.to(inputs.device)
+        if parameter is not None and (parameter.device, parameter.dtype) != (inputs.device, inputs.dtype):
+            self.module.to(inputs.device, inputs.dtype)
         if any(module.training for module in self.module.modules()):
             self.module.eval()  # a teacher that drops units is another teacher
         inputs = self.prepare(inputs, data_samples)

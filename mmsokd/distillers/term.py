@@ -8,7 +8,7 @@ from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
 from mmsokd import losses
-from mmsokd.checks import nearest
+from mmsokd.checks import check_bool, nearest
 from mmsokd.distillers.parts import build_part, part_class
 from mmsokd.distillers.schedule import WeightSchedule
 from mmsokd.registry import MODELS
@@ -39,7 +39,11 @@ class Term(BaseModule):
         key = f'terms.{name}'
         if 'loss' not in name:
             raise ValueError(f"{key}: expected a name that contains 'loss' (MMEngine sums only those), found {name!r}")
+        if '.' in name:
+            raise ValueError(f"{key}: expected a name without '.', found {name!r}")
         self._loss_cls = part_class(key, cfg, more=_KEYS)
+        if self._loss_cls.__module__.startswith('mmsokd.') and not issubclass(self._loss_cls, losses.TermLoss):
+            raise ValueError(f'{key}.type: expected a loss, found {cfg["type"]!r}')
         cfg = dict(cfg)
         self.key = key
         self.student_tap, self.teacher_tap = self._pop_taps(cfg)
@@ -47,9 +51,8 @@ class Term(BaseModule):
         self.weight = WeightSchedule(f'{key}.loss_weight', cfg.pop('loss_weight', 1.0))
         self.wants_refine = cfg.pop('refine', True)
         self.wants_areas = cfg.pop('areas', True)
-        for option, value in (('refine', self.wants_refine), ('areas', self.wants_areas)):
-            if not isinstance(value, bool):
-                raise ValueError(f'{key}.{option}: expected True or False, found {value!r}')
+        check_bool(f'{key}.refine', self.wants_refine)
+        check_bool(f'{key}.areas', self.wants_areas)
         self.adapter_cfg = cfg.pop('adapter', 'inferred')
         self._loss_cfg = cfg
 
@@ -66,6 +69,8 @@ class Term(BaseModule):
     def _pop_teacher(self, cfg: dict, teachers: Sequence[str]) -> str:
         choices = [*teachers, STUDENT]
         name = cfg.pop('teacher', teachers[0] if len(teachers) == 1 else None)
+        if name is None and not teachers:
+            raise ValueError(f"teacher: expected the model that '{self.key}' learns from, found none")
         if name not in choices:
             near = nearest(str(name), choices, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ''

@@ -22,6 +22,39 @@ def terms(**kwargs):
             r"student: tap: .*RetinaNet, found 'backbone\.layer5'; nearest: \['backbone\.layer",
         ),
         (dict(terms=terms(tap='nek')), r"found 'nek'; nearest: \['neck'"),
+        (dict(student=dict(type='RetinNet')), r"student: RetinNet is not in .*nearest: \['RetinaNet'"),
+        (dict(student=retinanet(neck=dict(type='FPM'))), r'student: FPM is not in .*nearest: .*FPN'),
+        (dict(teacher=dict(retinanet(), checkpoint='a.pth')), r'teacher\.checkpoint: expected it beside cfg'),
+        (dict(teacher=None), r"teacher: expected the model that 'terms\.loss_hint' learns from, found none"),
+        (dict(teacher=None, teachers=[retinanet()]), 'teachers: expected a dict of name -> teacher'),
+        (dict(terms={'loss.hint': FITNET}), r"terms\.loss\.hint: expected a name without '\.'"),
+        (dict(terms=terms(type='mmsokd.SoKDAdapter')), r"terms\.loss_hint\.type: expected a loss, found 'mmsokd\.SoKD"),
+        (dict(keep_host='no'), "keep_host: expected True or False, found 'no'"),
+        (dict(probe_size=0), 'probe_size: expected a side in pixels, found 0'),
+        (dict(probe_size='big'), "probe_size: expected a side in pixels, found 'big'"),
+        (
+            dict(areas=dict(type='mmsokd.DistinctiveAreaDetector', area_weight=float('nan'))),
+            r'areas\.area_weight: expected a number >= 0, found nan',
+        ),
+        (
+            dict(areas=dict(type='mmsokd.DistinctiveAreaDetector', area_weight='1')),
+            r"areas\.area_weight: expected a number >= 0, found '1'",
+        ),
+        (
+            dict(refine=dict(type='mmsokd.FeatureAugmentationNeck', per_sample='z')),
+            r"refine\.per_sample: expected True or False, found 'z'",
+        ),
+        (
+            dict(refine=dict(type='mmsokd.FeatureAugmentationNeck', temperature='x')),
+            r"refine\.temperature: expected a number .*found 'x'",
+        ),
+        (
+            dict(
+                refine=dict(type='mmsokd.FeatureAugmentationNeck', at='backbone.layer3'),
+                terms=terms(tap='backbone.layer2'),
+            ),
+            r"refine\.at: expected a term that taps the teacher at or behind 'backbone\.layer3'",
+        ),
         (dict(trems={}), r"model\.trems: expected one of .*nearest: \['terms'\]"),
         (dict(refine=dict(at='neck')), r"refine: expected a dict with 'type'"),
         (
@@ -41,7 +74,10 @@ def terms(**kwargs):
         (dict(terms=terms(tap='neck[')), r"student: tap: expected 'path\.of\.module'"),
         (dict(refine=dict(type='mmsokd.FeatureAugmentationNeck', at='neck[1]')), r"refine\.at: .*found 'neck\[1\]'"),
         (
-            dict(refine=dict(type='mmsokd.FeatureAugmentationNeck', at='bbox_head.cls_convs.0')),
+            dict(
+                refine=dict(type='mmsokd.FeatureAugmentationNeck', at='bbox_head.cls_convs.0'),
+                terms=terms(tap='bbox_head.retina_cls'),
+            ),
             r"refine\.at: expected a layer .* in one call, .*found 'bbox_head",
         ),
         (dict(terms=terms(tap='neck[3]')), r"student: tap 'neck\[3\]': .*found 3 outputs"),
@@ -170,3 +206,7 @@ def test_a_teacher_that_is_the_student():
     student = MODELS.build(retinanet(16))
     with pytest.raises(ValueError, match='teacher: expected a model of its own, found the student'):
         distiller(student=student, teacher=student)
+
+
+def test_a_loss_needs_no_scope():
+    assert type(distiller(terms=terms(type='FitNetLoss')).terms['loss_hint'].losses[0]).__name__ == 'FitNetLoss'

@@ -516,3 +516,37 @@ def test_fp16_on_a_gpu():
     log = step(model, wrapper)
     assert log['loss'].isfinite()
     assert next(model.teacher.parameters()).is_cuda
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_teacher_and_areas_follow_the_students_dtype(dtype):
+    model = distiller().train().to(dtype)
+    samples = model.data_preprocessor(raw_batch(), True)['data_samples']
+    total, _ = model.parse_losses(model.loss(torch.randn(2, 3, 64, 64, dtype=dtype), samples))
+    total.backward()
+    assert total.isfinite()
+    assert {p.dtype for p in model.teacher.parameters()} == {dtype}
+
+
+def test_a_feature_that_is_changed_in_place_is_read_as_its_layer_gave_it():
+    model = distiller(terms=dict(loss_hint=dict(FITNET, tap='backbone.bn1'))).train()  # a ReLU in place follows
+    (student, teacher) = model.terms['loss_hint'].specs[0]
+    assert student.signed
+    assert teacher.signed
+    data = model.data_preprocessor(raw_batch(), True)
+    backbone = copy.deepcopy(model.student.backbone)
+    with model._tap as tapped:
+        model.student(**data, mode='loss')
+    torch.testing.assert_close(tapped['backbone.bn1'][0], backbone.bn1(backbone.conv1(data['inputs'])))
+
+
+def test_a_replaced_feature_is_not_changed_in_place():
+    model = distiller(refine=dict(type='mmsokd.FeatureAugmentationNeck', at='backbone.bn1')).train()
+    (neck,) = model.refine.necks.values()
+    neck.searching = True
+    step = model.refine.begin(torch.randn(1, 3, 64, 64))
+    feat = torch.randn(1, 8, 32, 32)
+    handed_on = step.replace(feat)
+    kept = step._replaced[0].clone()
+    handed_on.relu_()
+    assert torch.equal(step._replaced[0], kept)
