@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from mmengine.dist import all_reduce, get_world_size
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -76,6 +77,7 @@ class PolicySearchHook(Hook):
         self._start: dict[str, dict[str, Tensor]] = {}
         self._end = 0
         self._warned = False
+        self._skipped = False
 
     def before_run(self, runner: Runner) -> None:
         """Find the policies; their optimizers must be there before a checkpoint is resumed."""
@@ -144,13 +146,24 @@ class PolicySearchHook(Hook):
             neck, optimizer = self._necks[name], self._optimizers[name]
             gradient = _mean_over_ranks(gradient)
             if not all(value.isfinite().all() for value in gradient.values()):
-                continue  # a scaled gradient overflowed, on whatever rank; fp16's scaler lets such a step fall out too
+                self._warn_of_skipped_step(name)
+                continue
             for key, parameter in neck.search_parameters().items():
                 decay = self.weight_decay * (parameter - self._start[name][key])
                 parameter.grad = gradient[key].to(parameter) + decay
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             neck.policy.clamp_()
+
+    def _warn_of_skipped_step(self, name: str) -> None:
+        if not self._skipped:
+            print_log(
+                f'policy {name}: a step of the search is left out, since its gradient is NaN or Inf on some rank. '
+                'Under fp16 a scaled gradient may overflow in the first steps; elsewhere look at sokd.aug. Told once',
+                'current',
+                logging.WARNING,
+            )
+        self._skipped = True
 
     def _unrolled(self, runner: Runner, data_batch: Any) -> dict[str, dict[str, Tensor]]:
         """The gradient of the training loss after a virtual step, every pass with one draw and one random state.

@@ -78,6 +78,20 @@ def test_scaled_loss_saves_what_half_precision_loses():
     assert weights[0].item() == 1.5
 
 
+def test_an_overflow_after_the_virtual_step():
+    chi, weights = [torch.tensor([1.0]).requires_grad_()], [torch.tensor([1.0]).requires_grad_()]
+    seen = []
+
+    def loss():
+        seen.append(weights[0].item())
+        steep = 1e30 if len(seen) == 2 else 1.0
+        return (chi[0] * weights[0] * steep).sum()
+
+    (found,) = unrolled_gradient(loss, weights, chi, lr=0.01, loss_scale=1e20)
+    assert found.isnan().all()
+    assert seen == pytest.approx([1.0, 0.99, 1.0, 1.0])  # numbers in every pass
+
+
 def test_a_loss_without_the_weights_has_the_direct_term_alone():
     chi = [torch.tensor([2.0]).requires_grad_(), torch.tensor([1.0]).requires_grad_()]
     weights = [torch.ones(3, requires_grad=True)]

@@ -4,6 +4,7 @@ import copy
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -224,6 +225,27 @@ def test_unrolled_passes_see_the_virtual_step_under_autocast(data, tmp_path):
     assert len(exact) == len(half) == 4
     assert abs(exact[1] - exact[0]) > 0.05 * exact[0]
     torch.testing.assert_close(half, exact, rtol=0.03, atol=0)
+
+
+def test_unrolled_search_scales_its_loss_and_skips_overflows(data, tmp_path, monkeypatch):
+    told, gradients = [], {}
+    monkeypatch.setattr('mmsokd.hooks.policy_search.print_log', lambda text, *_: told.append(text))
+    for scale in (1.0, 2.0**16, 1e38):
+        runner = Runner.from_cfg(config(data, tmp_path, epochs=1))
+        runner.optim_wrapper = OptimWrapper(torch.optim.SGD(runner.model.parameters(), lr=0.01))
+        runner.optim_wrapper.loss_scaler = SimpleNamespace(get_scale=lambda scale=scale: scale)  # as AmpOptimWrapper's
+        hook = PolicySearchHook(mode='unrolled', lr=0.1)
+        hook.before_run(runner)
+        gradients[scale] = hook._unrolled(runner, raw_batch(4, seed=3))['shared']
+        before = copy.deepcopy(policy_of(runner.model).tensors())
+        for _ in range(2):
+            hook._step({'shared': gradients[scale]})
+        moved = any(not torch.equal(value, before[name]) for name, value in policy_of(runner.model).tensors().items())
+        assert moved == (scale < 1e38)
+        assert bool(hook._optimizers['shared'].state) == moved
+    torch.testing.assert_close(gradients[2.0**16], gradients[1.0], rtol=1e-3, atol=1e-6)
+    assert len(told) == 1
+    assert 'a step of the search is left out' in told[0]
 
 
 def test_decay_leaves_what_is_not_drawn_where_it_started(data, tmp_path):
