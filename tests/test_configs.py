@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.model import convert_sync_batchnorm
 from mmengine.registry import DefaultScope
+from torch.nn import SyncBatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import mmsokd
 from mmsokd.registry import MODELS
@@ -24,9 +27,8 @@ FAMILIES = {
         'deit-small-resnet18',
     },
 }
-BATCHES = dict(
-    mmdet=(raw_batch, 128), mmseg=(raw_seg_batch, 64), mmpretrain=(raw_cls_batch, 64)
-)  # and sides, in pixels
+# library -> a batch of its pictures, and their side in pixels
+BATCHES = dict(mmdet=(raw_batch, 128), mmseg=(raw_seg_batch, 64), mmpretrain=(raw_cls_batch, 64))
 
 
 def name(path):
@@ -63,6 +65,10 @@ def test_there_is_one_of_each_family(folder):
 @pytest.mark.parametrize('path', DISTILLED, ids=name)
 def test_makes_a_step(path):
     cfg, model, batch = build_small(path)
+    if 'sync_bn' in cfg:
+        model = convert_sync_batchnorm(model, cfg.sync_bn)  # as MMEngine's Runner does on several GPUs
+    norms = {type(m) for m in model.modules() if isinstance(m, _BatchNorm)}
+    assert SyncBatchNorm not in norms or norms == {SyncBatchNorm}, "the student's norms are synchronised, others not"
     data = model.data_preprocessor(batch, True)
     losses = model(**data, mode='loss')
     total, log = model.parse_losses(losses)
