@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import convert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from torch.nn import SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -83,6 +84,17 @@ def test_makes_a_step(path):
         assert len(strides) >= 3 or term.student_tap != 'neck'
     assert model.student.data_preprocessor._enable_normalize, "the config's own data_preprocessor got lost"
     assert not any(p.requires_grad for p in model.teacher.parameters())
+
+
+def test_segformers_new_modules_learn_as_fast_as_its_decode_head():
+    """Its optimizer config chooses rates by parts of the parameters' names, which have others in a distiller."""
+    path = ROOT / 'configs/segmentation/sokd/sokd_fitnet_segformer_mit-b4-mit-b0_4xb2-80k_cityscapes-512x1024.py'
+    cfg, model, _ = build_small(path)
+    groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+    rates = {p: group['lr'] for group in groups for p in group['params']}
+    for prefix, rate in {'student.backbone': 6e-5, 'student.decode_head': 6e-4, 'terms': 6e-4, 'areas': 6e-4}.items():
+        found = {rates[p] for n, p in model.named_parameters() if n.startswith(prefix)}
+        assert list(found) == [pytest.approx(rate)], prefix
 
 
 def test_mmdets_own_students_keep_their_names():
