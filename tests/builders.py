@@ -1,4 +1,4 @@
-"""Tiny detectors, batches and distillers for the tests."""
+"""Tiny models, batches and distillers for the tests."""
 
 import copy
 
@@ -6,7 +6,9 @@ import torch
 from mmdet.structures import DetDataSample
 from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope, init_default_scope
-from mmengine.structures import InstanceData
+from mmengine.structures import InstanceData, PixelData
+from mmpretrain.structures import DataSample
+from mmseg.structures import SegDataSample
 
 import mmsokd  # noqa: F401 (registers)
 
@@ -124,6 +126,19 @@ def raw_batch(n: int = 2, size: int = 64, seed: int = 0) -> dict:
     return dict(inputs=images, data_samples=samples)
 
 
+def raw_seg_batch(n: int = 2, size: int = 64, classes: int = 4) -> dict:
+    """What an mmseg data loader gives."""
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=generator) for _ in range(n)]
+    samples = []
+    for _ in range(n):
+        labels = torch.randint(0, classes, (1, size, size), generator=generator)
+        sample = SegDataSample(metainfo=dict(img_shape=(size, size), ori_shape=(size, size)))
+        sample.gt_sem_seg = PixelData(data=labels)
+        samples.append(sample)
+    return dict(inputs=images, data_samples=samples)
+
+
 def distiller(kind: str = 'SoKDDistiller', **kwargs):
     """A distiller with a tiny student and a wider teacher; ``kwargs`` replace its keys."""
     from mmsokd.registry import MODELS
@@ -150,7 +165,7 @@ def step(model, optim_wrapper, batch: dict | None = None) -> dict:
     return model.train_step(copy.deepcopy(batch or raw_batch()), optim_wrapper)
 
 
-def class_batch(n: int = 4, size: int = 32, classes: int = 100, seed: int = 0) -> dict:
+def raw_cls_batch(n: int = 2, size: int = 64, classes: int = 5, seed: int = 0) -> dict:
     """What an mmpretrain data loader gives: uint8 pictures with a class each."""
     from mmpretrain.structures import DataSample
 

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from mmsokd.registry import MODELS
-from tests.builders import class_batch
+from tests.builders import raw_cls_batch
 
 FOLDER = Path(__file__).parents[1] / 'configs/classification'
 PLAIN = sorted((FOLDER / 'cifar_zoo').glob('*.py'))
@@ -94,7 +94,7 @@ def test_makes_a_step(path):
     cfg.model.teacher.checkpoint = None
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         model = MODELS.build({**cfg.model, 'data_preprocessor': cfg.data_preprocessor}).train()
-    batch = model.data_preprocessor(class_batch(2), True)
+    batch = model.data_preprocessor(raw_cls_batch(2, 32, 100), True)
     total, log = model.parse_losses(model(**batch, mode='loss'))
     total.backward()
     assert total.isfinite()

@@ -14,7 +14,7 @@ from torch import nn
 from mmsokd.backbones import CIFARVGG, CIFARMobileNetV2, CIFARResNet, CIFARShuffleNetV2, WideResNet
 from mmsokd.registry import MODELS
 from mmsokd.taps import FeatureTap
-from tests.builders import class_batch
+from tests.builders import raw_cls_batch
 from tests.reference import zoo
 
 FOLDER = Path(__file__).parents[2] / 'configs/classification/cifar_zoo'
@@ -113,7 +113,7 @@ def test_is_the_benchmarks_network(name):
 def test_trains(name):
     model = build(name)
     model.init_weights()
-    data = model.data_preprocessor(class_batch(4), True)
+    data = model.data_preprocessor(raw_cls_batch(4, 32, 100), True)
     total, _ = model.parse_losses(model(**data, mode='loss'))
     total.backward()
     assert total.isfinite()

@@ -5,26 +5,12 @@ import copy
 import pytest
 import torch
 from mmengine.optim import OptimWrapper
-from mmengine.structures import PixelData
-from mmseg.structures import SegDataSample
 
 from mmsokd.registry import MODELS
+from tests.builders import raw_seg_batch as raw_batch
 from tests.builders import segmentor, use_scope
 
 FITNET = dict(type='mmsokd.FitNetLoss', tap='backbone.layer4')
-
-
-def raw_batch(n=2, size=64, classes=4):
-    """What an mmseg data loader gives."""
-    generator = torch.Generator().manual_seed(0)
-    images = [torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=generator) for _ in range(n)]
-    samples = []
-    for _ in range(n):
-        labels = torch.randint(0, classes, (1, size, size), generator=generator)
-        sample = SegDataSample(metainfo=dict(img_shape=(size, size), ori_shape=(size, size)))
-        sample.gt_sem_seg = PixelData(data=labels)
-        samples.append(sample)
-    return dict(inputs=images, data_samples=samples)
 
 
 def distiller(kind='SoKDDistiller', **kwargs):
