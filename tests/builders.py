@@ -167,7 +167,6 @@ def step(model, optim_wrapper, batch: dict | None = None) -> dict:
 
 def raw_cls_batch(n: int = 2, size: int = 64, classes: int = 5, seed: int = 0) -> dict:
     """What an mmpretrain data loader gives: uint8 pictures with a class each."""
-    from mmpretrain.structures import DataSample
 
     generator = torch.Generator().manual_seed(seed)
     images = [torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=generator) for _ in range(n)]
