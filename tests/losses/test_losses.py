@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 import mmsokd.losses
 from mmsokd.losses import at_loss, fitnet_loss, pkd_loss
 from mmsokd.registry import MODELS
-from tests.losses.cases import LOSS_CASES
+from tests.losses.cases import ELSEWHERE, LOSS_CASES
 
 
 def feats(seed=0, channels=3):
@@ -20,8 +22,10 @@ def build(name):
 
 def test_nobody_is_forgotten():
     ours = {name for name, cls in MODELS.module_dict.items() if cls.__module__.startswith('mmsokd.losses')}
-    assert ours == set(LOSS_CASES), f'add a case to tests/losses/cases.py for {ours ^ set(LOSS_CASES)}'
+    known = {*LOSS_CASES, *ELSEWHERE}
+    assert ours == known, f'add a case to tests/losses/cases.py for {ours ^ known}'
     assert ours <= set(mmsokd.losses.__all__)
+    assert all(name in (Path(__file__).parent / file).read_text() for name, file in ELSEWHERE.items())
 
 
 @pytest.mark.parametrize('name', LOSS_CASES)
