@@ -173,6 +173,16 @@ def test_dist_of_one_picture_compares_its_classes_alone():
     assert inter.abs().max() > 1e-3
 
 
+@pytest.mark.parametrize('classes', [3, 7, 11, 100])
+def test_dist_takes_no_direction_from_rounding(classes):
+    """Equal logits, whose softmax differs from its mean in the last bit."""
+    s = torch.full((9, classes), 0.3).requires_grad_()
+    value = dist_loss(s, logits(1, (9, classes)).float())
+    value.backward()
+    assert value == 2
+    assert not s.grad.any()
+
+
 # ---- where DKD's classes come from ----------------------------------------------------------------------------------
 
 
