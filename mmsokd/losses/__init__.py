@@ -2,33 +2,51 @@
 
 from mmsokd.losses.at import ATLoss, at_loss
 from mmsokd.losses.base import TermLoss
+from mmsokd.losses.crd import CRDLoss, nce_loss
 from mmsokd.losses.cwd import CWDLoss, cwd_loss
+from mmsokd.losses.dist import DISTLoss, dist_loss
+from mmsokd.losses.dkd import DKDLoss, dkd_loss
 from mmsokd.losses.fgd import FGDLoss, fgd_focal_loss
 from mmsokd.losses.fitnet import FitNetLoss, fitnet_loss
+from mmsokd.losses.kd import KDLoss, kd_loss
 from mmsokd.losses.ld import LDLoss, ld_loss
 from mmsokd.losses.mgd import MGDLoss, mgd_loss
 from mmsokd.losses.pkd import PKDLoss, pkd_loss
 from mmsokd.losses.reviewkd import ReviewKDLoss, hcl_loss
+from mmsokd.losses.rkd import RKDLoss, rkd_loss
+from mmsokd.losses.sp import SPLoss, sp_loss
 from mmsokd.losses.vid import VIDLoss, vid_loss
 
 __all__ = [
     'ATLoss',
+    'CRDLoss',
     'CWDLoss',
+    'DISTLoss',
+    'DKDLoss',
     'FGDLoss',
     'FitNetLoss',
+    'KDLoss',
     'LDLoss',
     'MGDLoss',
     'PKDLoss',
+    'RKDLoss',
     'ReviewKDLoss',
+    'SPLoss',
     'TermLoss',
     'VIDLoss',
     'at_loss',
     'cwd_loss',
+    'dist_loss',
+    'dkd_loss',
     'fgd_focal_loss',
     'fitnet_loss',
     'hcl_loss',
+    'kd_loss',
     'ld_loss',
     'mgd_loss',
+    'nce_loss',
     'pkd_loss',
+    'rkd_loss',
+    'sp_loss',
     'vid_loss',
 ]

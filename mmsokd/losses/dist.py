@@ -1,0 +1,83 @@
+"""DIST: imitation of the predictions' correlations."""
+
+import torch
+from torch import Tensor
+
+from mmsokd.losses.base import TermLoss
+from mmsokd.losses.logits import check_logits, check_temperature
+from mmsokd.registry import MODELS
+
+
+def pearson(a: Tensor, b: Tensor, dim: int) -> Tensor:
+    """Pearson's correlation of ``a`` and ``b`` along ``dim``; 0, without a gradient, where one of them is constant."""
+    return (_standard(a, dim) * _standard(b, dim)).sum(dim)
+
+
+def _standard(x: Tensor, dim: int, eps: float = 1e-6) -> Tensor:
+    """Mean 0 and length 1 along ``dim``; what varies by less than ``eps`` of its own length becomes zero [ours].
+
+    The authors' code divides by ``length + 1e-8`` and hands the rounding error of a constant a gradient of that order.
+    """
+    centred = x - x.mean(dim, keepdim=True)
+    length = torch.linalg.vector_norm(centred, dim=dim, keepdim=True)
+    scale = torch.linalg.vector_norm(x.detach(), dim=dim, keepdim=True)
+    varies = length > eps * scale + 1e-18  # whose square is still a normal number in fp32
+    return torch.where(varies, centred / torch.where(varies, length, 1.0), 0.0)
+
+
+def dist_loss(student: Tensor, teacher: Tensor, beta: float = 1.0, gamma: float = 1.0, tau: float = 1.0) -> Tensor:
+    r"""One minus the correlations between classes and within classes (Huang et al., DIST, arXiv:2205.10536, sec. 4).
+
+    .. math:: \tau^2 (\beta\, (1 - \bar r_{inter}) + \gamma\, (1 - \bar r_{intra}))
+
+    with ``r_inter`` Pearson's correlation of the softened probabilities over the classes, averaged over the
+    predictions, and ``r_intra`` that over the predictions, averaged over the classes. The factor tau^2 is the authors'
+    code's. Each position of dense logits is a prediction, as there.
+
+    Args:
+        student, teacher: logits (N, K) or (N, K, H, W). The distiller hands the teacher over without a graph.
+        beta, gamma: weights of the two parts.
+        tau: temperature.
+
+    Returns: scalar in [0, 2 tau^2 (beta + gamma)]. Constant probabilities count as uncorrelated: of a single picture
+        the inter-class part alone has a gradient.
+
+    Raises:
+        ValueError: the shapes differ, or are none of these.
+    """
+    check_logits(student, teacher)
+    s, t = _predictions(student / tau), _predictions(teacher / tau)
+    inter, intra = (1 - pearson(s, t, dim).mean() for dim in (1, 0))
+    return tau**2 * (beta * inter + gamma * intra)
+
+
+def _predictions(logits: Tensor) -> Tensor:
+    """(N, K) or (N, K, H, W) -> probabilities (N H W, K)."""
+    return logits.softmax(1).movedim(1, -1).flatten(0, -2)
+
+
+@MODELS.register_module()
+class DISTLoss(TermLoss):
+    """:func:`dist_loss` as a term's loss.
+
+    Args:
+        beta, gamma: weights of the inter-class and the intra-class part.
+        tau: temperature > 0. The authors take 1, 1, 1 on ImageNet, and 2, 2, 4 on CIFAR-100.
+
+    Raises:
+        ValueError: ``tau`` is not positive.
+    """
+
+    same_channels = True
+    on_logits = True
+
+    def __init__(self, beta: float = 1.0, gamma: float = 1.0, tau: float = 1.0) -> None:
+        super().__init__()
+        check_temperature('DISTLoss.tau', tau)
+        self.beta = beta
+        self.gamma = gamma
+        self.tau = tau
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """See :func:`dist_loss`."""
+        return dist_loss(student, teacher, self.beta, self.gamma, self.tau)

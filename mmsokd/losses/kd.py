@@ -1,0 +1,70 @@
+"""Knowledge distillation."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmsokd.checks import check_choice
+from mmsokd.losses.base import TermLoss
+from mmsokd.losses.logits import check_logits, check_temperature, divergence
+from mmsokd.registry import MODELS
+
+ACTIVATIONS = ('softmax', 'sigmoid')
+
+
+def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0, activation: str = 'softmax') -> Tensor:
+    r"""Divergence of softened predictions (Hinton et al., arXiv:1503.02531, sec. 2).
+
+    .. math:: \tau^2\, \mathrm{KL}(\mathrm{softmax}(t / \tau) \,\|\, \mathrm{softmax}(s / \tau))
+
+    averaged over the pictures, and over the positions of dense logits [ours: the paper has none].
+
+    Args:
+        student, teacher: logits (N, K) or (N, K, H, W). The distiller hands the teacher over without a graph.
+        tau: temperature; the factor tau^2 keeps the gradient's size.
+        activation: ``'sigmoid'`` for channels that are decided one by one, such as a detector's anchors x classes: the
+            divergences of the K Bernoulli distributions, summed over the channels as the softmax's is [ours].
+
+    Returns: scalar >= 0; zero iff the softened predictions agree.
+
+    Raises:
+        ValueError: the shapes differ, or are none of these.
+    """
+    check_logits(student, teacher)
+    kl = _softmax_kl if activation == 'softmax' else _sigmoid_kl
+    return tau**2 * kl(student / tau, teacher / tau).mean()
+
+
+def _softmax_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    return divergence(teacher.log_softmax(1), student.log_softmax(1))
+
+
+def _sigmoid_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    on = divergence(F.logsigmoid(teacher), F.logsigmoid(student))
+    return on + divergence(F.logsigmoid(-teacher), F.logsigmoid(-student))
+
+
+@MODELS.register_module()
+class KDLoss(TermLoss):
+    """:func:`kd_loss` as a term's loss.
+
+    Args:
+        tau: temperature > 0.
+        activation: ``'softmax'`` or ``'sigmoid'``.
+
+    Raises:
+        ValueError: an argument is none of these.
+    """
+
+    same_channels = True
+    on_logits = True
+
+    def __init__(self, tau: float = 4.0, activation: str = 'softmax') -> None:
+        super().__init__()
+        check_temperature('KDLoss.tau', tau)
+        check_choice('KDLoss.activation', activation, ACTIVATIONS)
+        self.tau = tau
+        self.activation = activation
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """See :func:`kd_loss`."""
+        return kd_loss(student, teacher, self.tau, self.activation)

@@ -1,0 +1,23 @@
+"""What the losses on logits share."""
+
+from torch import Tensor
+
+
+def check_logits(student: Tensor, teacher: Tensor) -> None:
+    """Raise ValueError unless both are logits (N, K) or (N, K, H, W) of one shape."""
+    if student.shape != teacher.shape or student.dim() not in (2, 4):
+        raise ValueError(
+            f'expected logits (N, K) or (N, K, H, W) of one shape, found student {tuple(student.shape)}, teacher '
+            f"{tuple(teacher.shape)}; give this term adapter=dict(type='mmsokd.ResizeAdapter') or tap another layer"
+        )
+
+
+def check_temperature(key: str, tau: float) -> None:
+    """Raise ValueError unless ``tau`` is positive."""
+    if not tau > 0:
+        raise ValueError(f'{key}: expected a number > 0, found {tau!r}')
+
+
+def divergence(log_teacher: Tensor, log_student: Tensor) -> Tensor:
+    """``KL(teacher || student)`` over dimension 1, from log-probabilities: (N, K, ...) -> (N, ...)."""
+    return (log_teacher.exp() * (log_teacher - log_student)).sum(1)

@@ -1,0 +1,220 @@
+"""CRD: the estimation, the banks, and what is resumed."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from mmdet.structures import DetDataSample
+from mmpretrain.structures import DataSample
+
+from mmsokd.registry import MODELS
+from tests.reference import crd as reference
+
+
+def crd(num_samples=20, **kwargs):
+    torch.manual_seed(3)
+    cfg = dict(
+        type='mmsokd.CRDLoss', student_channels=3, teacher_channels=5, num_samples=num_samples, feat_dim=4, nce_k=7
+    )
+    return MODELS.build({**cfg, **kwargs}).double()
+
+
+def samples(index):
+    return [DataSample(metainfo=dict(sample_idx=i)) for i in index]
+
+
+def feats(seed, n, channels, dtype=torch.float64):
+    return torch.randn(n, channels, 2, 3, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+INDEX = [4, 19, 0]
+S, T = feats(1, 3, 3), feats(2, 3, 5)
+
+
+def replay(loss, index, seed=0):
+    """The slow twin's loss on the draws that ``seed`` gives, and both sides' embeddings."""
+    torch.manual_seed(seed)
+    keys = loss._draw(torch.tensor(index)).tolist()
+    linear = loss.student_embedding, loss.teacher_embedding
+    sides = [
+        reference.embed(x.numpy(), m.weight.detach().numpy(), m.bias.detach().numpy())
+        for x, m in zip((S, T), linear, strict=True)
+    ]
+    banks = loss.teacher_bank.numpy(), loss.student_bank.numpy()
+    z = [z or reference.normalizer(q, b, keys, 0.07) for q, b, z in zip(sides, banks, loss.z.tolist(), strict=True)]
+    total = sum(reference.nce(q, b, keys, 0.07, c) for q, b, c in zip(sides, banks, z, strict=True))
+    return total, sides, z
+
+
+def run(loss, index=INDEX, seed=0):
+    torch.manual_seed(seed)
+    return loss(S, T, samples=samples(index))
+
+
+def test_against_the_slow_twin_and_the_banks_follow():
+    loss = crd()
+    expected, sides, z = replay(loss, INDEX)
+    before = loss.student_bank.clone(), loss.teacher_bank.clone()
+    torch.testing.assert_close(run(loss).item(), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(loss.z, torch.tensor(z).double())
+    for bank, old, side in zip((loss.student_bank, loss.teacher_bank), before, sides, strict=True):
+        torch.testing.assert_close(bank, torch.from_numpy(reference.remember(old.numpy(), INDEX, side, 0.5)))
+    first = loss.z.clone()
+    expected, _, _ = replay(loss, [1, 2, 4], seed=1)  # Z of the first batch, banks of the second
+    torch.testing.assert_close(run(loss, [1, 2, 4], seed=1).item(), expected, rtol=1e-12, atol=0)
+    assert torch.equal(loss.z, first)
+
+
+def test_banks_rest_in_eval_mode():
+    loss = crd().eval()
+    before = copy.deepcopy(loss.state_dict())
+    run(loss)
+    assert all(torch.equal(before[name], value) for name, value in loss.state_dict().items())
+
+
+def test_gradient_against_finite_differences():
+    loss = crd(nce_k=3).eval()
+
+    def function(s, t, *weights):
+        torch.manual_seed(0)
+        named = dict(zip(dict(loss.named_parameters()), weights, strict=True))
+        return torch.func.functional_call(loss, named, (s, t), dict(samples=samples(INDEX)))
+
+    loss.z.fill_(30.0)  # constant, as after the first batch; its estimate has no gradient
+    inputs = [x.detach().clone().requires_grad_() for x in (S, T, *loss.parameters())]
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+def test_backward_after_the_banks_have_moved():
+    loss, twin = crd(), crd().eval()
+    twin.z.copy_(loss.z)
+    run(loss).backward()
+    run(twin).backward()
+    for (name, p), q in zip(loss.named_parameters(), twin.parameters(), strict=True):
+        assert p.grad.abs().sum() > 0, name
+        torch.testing.assert_close(p.grad, q.grad)
+
+
+def test_negatives_are_the_others_and_equally_often():
+    loss = crd(num_samples=5, nce_k=20000)
+    keys = loss._draw(torch.tensor([0, 2, 4]))
+    assert keys[:, 0].tolist() == [0, 2, 4]
+    for own, row in zip((0, 2, 4), keys[:, 1:], strict=True):
+        counts = torch.bincount(row, minlength=5)
+        assert counts[own] == 0
+        others = counts[counts > 0]
+        assert len(others) == 4
+        assert (others - 5000).abs().max() < 300  # 5 standard deviations of a fair draw
+
+
+def test_resume_continues_exactly():
+    loss = crd()
+    run(loss)
+    other = crd(num_samples=20)
+    torch.manual_seed(9)
+    for p in other.parameters():
+        torch.nn.init.normal_(p)
+    other.load_state_dict(copy.deepcopy(loss.state_dict()), strict=True)
+    assert loss.z.min() > 0
+    for seed, index in ((1, [5, 6, 7]), (2, [4, 0, 5])):
+        assert torch.equal(run(loss, index, seed), run(other, index, seed))
+    assert torch.equal(loss.student_bank, other.student_bank)
+
+
+@pytest.mark.parametrize('n', [1, 3])
+def test_zero_features_stay_finite(n):
+    loss = crd().float()
+    for s in (torch.zeros(n, 3), 1e4 * torch.ones(n, 3), 1e-30 * torch.ones(n, 3)):
+        s.requires_grad_()
+        value = loss(s, torch.zeros(n, 5, 2, 2), samples=samples(range(n)))
+        value.backward()
+        assert value.isfinite()
+        assert s.grad.isfinite().all()
+        assert all(p.grad.isfinite().all() for p in loss.parameters())
+
+
+def test_pictures_without_a_number_are_refused():
+    loss = crd()
+    with pytest.raises(
+        ValueError, match=r"expected 'sample_idx' .*found none; add it to the 'meta_keys' .*PackDetInputs"
+    ):
+        loss(S, T, samples=[DetDataSample(metainfo=dict(img_id=i)) for i in range(3)])
+    with pytest.raises(ValueError, match="'sample_idx'"):
+        loss(S, T)
+    with pytest.raises(ValueError, match=r'CRDLoss\.num_samples: .*found 20 and a picture of sample_idx 20'):
+        run(loss, [0, 20, 1])
+    for wrong, text in (
+        (dict(num_samples=1), r'num_samples: expected an integer >= 2, found 1'),
+        (dict(nce_k=0), 'nce_k: expected an integer >= 1'),
+        (dict(temperature=0.0), 'temperature: expected a number > 0'),
+        (dict(momentum=1.5), r'momentum: expected a number in \[0, 1\]'),
+    ):
+        with pytest.raises(ValueError, match=text):
+            crd(**wrong)
+
+
+def test_training_brings_each_picture_to_its_own_teacher():
+    """A linear student of other inputs than the teacher's: its embedding must find the right one among 12."""
+    torch.manual_seed(0)
+    n = 12
+    pictures = torch.randn(n, 16)
+    teacher = torch.tanh(pictures @ torch.randn(16, 5))
+    student = torch.nn.Linear(16, 3)
+    loss = crd(num_samples=n, nce_k=11).float()
+    parameters = [*student.parameters(), *loss.parameters()]
+    assert len(parameters) == 6  # the teacher's embedding learns too
+    optimizer = torch.optim.Adam(parameters, lr=0.03)
+    values = []
+    for _ in range(100):
+        batch = torch.randperm(n)[:6]
+        value = loss(student(pictures[batch]), teacher[batch], samples=samples(batch.tolist()))
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    assert sum(values[-10:]) < 0.6 * sum(values[:10])
+    with torch.no_grad():
+        s = torch.nn.functional.normalize(loss.student_embedding(student(pictures)))
+        t = torch.nn.functional.normalize(loss.teacher_embedding(teacher))
+    similar = s @ t.t()
+    others = (similar.sum(1) - similar.diagonal()) / (n - 1)
+    assert (similar.diagonal() - others).min() > 0.3
+    assert (similar.argmax(1) == torch.arange(n)).float().mean() > 0.8
+
+
+def worker(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', f'file://{folder}/store', rank=rank, world_size=2)
+    loss = crd()  # of one seed, as DDP makes it
+    torch.manual_seed(rank)
+    value = loss(S + rank, T - rank, samples=samples([3 * rank + i for i in range(3)]))
+    torch.save(dict(loss.state_dict(), value=value.detach()), folder / f'{rank}.pth')
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ranks_keep_one_bank(tmp_path):
+    mp.spawn(worker, args=(tmp_path,), nprocs=2)
+    first, second = (torch.load(tmp_path / f'{rank}.pth') for rank in range(2))
+    assert first.pop('value') != second.pop('value')
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    start = crd()
+    linear = start.student_embedding
+    weights = linear.weight.detach().numpy(), linear.bias.detach().numpy()
+    seen = [row for rank in range(2) for row in reference.embed((S + rank).numpy(), *weights)]
+    expected = reference.remember(start.student_bank.numpy(), range(6), seen, 0.5)
+    torch.testing.assert_close(first['student_bank'], torch.from_numpy(expected))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU: the CPU has nothing to wait for')
+def test_no_step_waits_for_the_device():
+    loss = crd().float().cuda()
+    s, t = S.float().cuda(), T.float().cuda()
+    loss(s, t, samples=samples(INDEX))
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        loss(s, t, samples=samples(INDEX)).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')

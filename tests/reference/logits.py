@@ -1,0 +1,62 @@
+"""Slow twins of the losses on logits, one prediction at a time. Imports nothing from mmsokd."""
+
+import math
+
+import numpy as np
+
+
+def predictions(logits):
+    """(N, K) or (N, K, H, W) -> a list of K numbers each, picture by picture and row by row."""
+    if logits.ndim == 2:
+        return [list(row) for row in logits]
+    n, _, h, w = logits.shape
+    return [list(logits[i, :, y, x]) for i in range(n) for y in range(h) for x in range(w)]
+
+
+def softmax(values, tau):
+    powers = [math.exp(v / tau) for v in values]
+    return [p / sum(powers) for p in powers]
+
+
+def kl(q, p):
+    return sum(a * math.log(a / b) for a, b in zip(q, p, strict=True))
+
+
+def kd(student, teacher, tau=4.0, activation='softmax'):
+    values = []
+    for s, t in zip(predictions(student), predictions(teacher), strict=True):
+        if activation == 'softmax':
+            values.append(kl(softmax(t, tau), softmax(s, tau)))
+        else:
+            chances = [[1 / (1 + math.exp(-v / tau)) for v in row] for row in (s, t)]
+            values.append(sum(kl([q, 1 - q], [p, 1 - p]) for p, q in zip(*chances, strict=True)))
+    return tau**2 * sum(values) / len(values)
+
+
+def dkd(student, teacher, target, alpha=1.0, beta=8.0, tau=4.0):
+    """``target``: one class a prediction, in their order; None is left out."""
+    values = []
+    for s, t, y in zip(predictions(student), predictions(teacher), target, strict=True):
+        if y is None:
+            continue
+        p, q = softmax(s, tau), softmax(t, tau)
+        tckd = kl([q[y], 1 - q[y]], [p[y], 1 - p[y]])
+        others = [k for k in range(len(p)) if k != y]
+        nckd = kl([q[k] / (1 - q[y]) for k in others], [p[k] / (1 - p[y]) for k in others])
+        values.append(alpha * tckd + beta * nckd)
+    return tau**2 * sum(values) / len(values)
+
+
+def dist(student, teacher, beta=1.0, gamma=1.0, tau=1.0):
+    p, q = (np.array([softmax(row, tau) for row in predictions(x)]) for x in (student, teacher))
+    inter = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p, q, strict=True)])
+    intra = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p.T, q.T, strict=True)])
+    return tau**2 * (beta * (1 - inter) + gamma * (1 - intra))
+
+
+def nearest(labels, height, width):
+    """A label map (h, w) at another size: the pixel in which each cell's centre lies."""
+    h, w = labels.shape
+    return np.array(
+        [[labels[int((y + 0.5) * h / height), int((x + 0.5) * w / width)] for x in range(width)] for y in range(height)]
+    )
