@@ -185,7 +185,8 @@ class Term(BaseModule):
                 f'{self.key}.adapter: expected equal channels without an adapter, found {s.channels} and '
                 f'{t.channels} at {where}; {mend}'
             )
-        if s.size != t.size and getattr(adapter, 'resize', None) is None:
+        fits = s.size == t.size or not (self._asks('same_size') or self.equal_channels)
+        if not fits and getattr(adapter, 'resize', None) is None:
             kind = 'ResizeAdapter' if self._asks('on_logits') else 'ConvAdapter'
             raise ValueError(
                 f'{self.key}: expected equal sizes, found {s.size} (stride {s.stride}) and {t.size} '

@@ -3,7 +3,7 @@
 import copy
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -175,12 +175,13 @@ class PolicySearchHook(Hook):
         device = weights[0].device
         with ExitStack() as stack:
             chis = {name: stack.enter_context(neck.exposed(device)) for name, neck in self._necks.items()}
-            stack.enter_context(_untouched_buffers(distiller))
+            restore = stack.enter_context(_untouched_buffers(distiller))
             # A copy: some batch augmentations change the boxes in place, and the ordinary step comes after.
             data = distiller.data_preprocessor(copy.deepcopy(data_batch), True)
             states = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == 'cuda' else None
 
             def loss() -> Tensor:
+                restore()  # a memory bank that the last pass moved would make this one another function
                 torch.set_rng_state(states[0])
                 if states[1] is not None:
                     torch.cuda.set_rng_state(states[1], device)
@@ -239,12 +240,19 @@ def _mean_over_ranks(gradient: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _untouched_buffers(model: nn.Module) -> Iterator[None]:
-    """Undo what extra passes do to buffers (the running statistics of BatchNorm)."""
+def _untouched_buffers(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Undo what extra passes do to buffers (BatchNorm's running statistics, memory banks).
+
+    Gives a function that does so at once.
+    """
     saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
+
+    @torch.no_grad()
+    def restore() -> None:
+        for buffer, value in saved:
+            buffer.copy_(value)
+
     try:
-        yield
+        yield restore
     finally:
-        with torch.no_grad():
-            for buffer, value in saved:
-                buffer.copy_(value)
+        restore()

@@ -14,6 +14,7 @@ class TermLoss(nn.Module):
 
     Attributes:
         same_channels: both sides need equal channels; a 1x1 adapter is inferred where they differ.
+        same_size: both sides need maps of one size; SoKD's plug-ins do in any case.
         per_position: ``forward`` takes ``weight=`` (N, 1, H, W), SoKD's areas, as weights of the positions.
         on_logits: compares logits (N, K) or dense logits (N, K, H, W): no adapter is inferred, and SoKD's plug-ins
             leave them alone; ``refine=dict(at=...)`` reaches them through the teacher.
@@ -22,6 +23,7 @@ class TermLoss(nn.Module):
     """
 
     same_channels: ClassVar[bool] = False
+    same_size: ClassVar[bool] = True
     per_position: ClassVar[bool] = False
     on_logits: ClassVar[bool] = False
     wants_samples: ClassVar[bool] = False

@@ -63,6 +63,7 @@ class CRDLoss(TermLoss):
         ValueError: an argument is out of its range.
     """
 
+    same_size = False
     wants_samples = True
 
     def __init__(

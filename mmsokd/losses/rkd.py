@@ -58,6 +58,8 @@ class RKDLoss(TermLoss):
         distance_weight, angle_weight: of the two parts; 25 and 50 are what the benchmarks take.
     """
 
+    same_size = False
+
     def __init__(self, distance_weight: float = 25.0, angle_weight: float = 50.0) -> None:
         super().__init__()
         self.distance_weight = distance_weight

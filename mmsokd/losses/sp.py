@@ -31,6 +31,8 @@ def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
 class SPLoss(TermLoss):
     """:func:`sp_loss` as a term's loss. Take a ``loss_weight`` around 3000, as the benchmarks do."""
 
+    same_size = False
+
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """See :func:`sp_loss`."""
         return sp_loss(student, teacher)

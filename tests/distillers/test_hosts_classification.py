@@ -1,6 +1,7 @@
 """Hosts on mmpretrain's classifiers: each trains for some steps and its loss falls."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from mmengine.registry import DefaultScope, init_default_scope
 from mmpretrain.structures import DataSample
 
 import mmsokd  # noqa: F401 (registers)
+from mmsokd.hooks import PolicySearchHook
 from mmsokd.registry import MODELS
 from tests.losses.cases import ELSEWHERE
 
@@ -78,6 +80,7 @@ HOSTS = {
     'DISTLoss': (dict(tap='head.fc', loss_weight=5.0), 0.3),
     'RKDLoss': (dict(tap='neck'), 0.1),
     'RKDLoss maps': (dict(tap='backbone.layer3'), 0.1),
+    'RKDLoss unequal maps': (dict(student_tap='backbone.layer3', teacher_tap='backbone.layer4'), 0.1),
     'SPLoss': (dict(tap='backbone.layer3', loss_weight=3000.0), 0.3),
     'SPLoss neck': (dict(tap='neck', loss_weight=3000.0), 0.3),
     'CRDLoss': (dict(tap='neck', num_samples=PICTURES, nce_k=16), 0.5),
@@ -114,6 +117,22 @@ def test_crd_learns_both_embeddings_and_fills_its_banks():
     assert {n.removeprefix('terms.loss_host.losses.0.') for n in changed} == set(loss.state_dict())
     moved = (loss.student_bank != before['terms.loss_host.losses.0.student_bank']).any(1).nonzero().flatten()
     assert moved.tolist() == [3 * i for i in range(8)]
+
+
+def test_every_pass_of_the_unrolled_search_sees_the_same_banks():
+    refine = dict(type='mmsokd.FeatureAugmentationNeck')
+    crd = dict(type='mmsokd.CRDLoss', tap='backbone.layer3', num_samples=PICTURES, nce_k=16)
+    model = distiller('SoKDDistiller', crd, refine=refine, areas=None)
+    wrapper = OptimWrapper(torch.optim.Adam(model.parameters(), lr=0.001))
+    hook = PolicySearchHook(mode='unrolled')
+    runner = SimpleNamespace(model=model, optim_wrapper=wrapper)
+    hook.before_run(runner)
+    (loss,) = model.terms['loss_host'].losses
+    banks = []
+    loss.register_forward_pre_hook(lambda *_: banks.append(loss.student_bank.clone()))
+    hook._unrolled(runner, raw_batch())
+    assert len(banks) == 4
+    assert all(torch.equal(bank, banks[0]) for bank in [*banks, loss.student_bank])
 
 
 def test_refinement_in_place_reaches_the_logits():
