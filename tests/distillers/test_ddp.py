@@ -11,7 +11,7 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 
 from mmsokd.hooks import PolicySearchHook
-from tests.builders import distiller, raw_batch
+from tests.builders import distiller, leave_rank, raw_batch
 
 
 def worker(rank, folder):
@@ -27,7 +27,7 @@ def worker(rank, folder):
     policy = train(rank, dict(), mode='unrolled')
     assert (policy.magnitude - 0.5).abs().max() > 0
     (folder / f'{rank}').write_text(str(policy.sample(1)))
-    dist.destroy_process_group()
+    leave_rank()
 
 
 def train(rank, kwargs, mode='fused'):

@@ -10,6 +10,7 @@ from mmdet.structures import DetDataSample
 from mmpretrain.structures import DataSample
 
 from mmsokd.registry import MODELS
+from tests.builders import leave_rank
 from tests.reference import crd as reference
 
 
@@ -191,7 +192,7 @@ def worker(rank, folder):
     torch.manual_seed(rank)
     value = loss(S + rank, T - rank, samples=samples([3 * rank + i for i in range(3)]))
     torch.save(dict(loss.state_dict(), value=value.detach()), folder / f'{rank}.pth')
-    dist.destroy_process_group()
+    leave_rank()
 
 
 @pytest.mark.slow
