@@ -30,7 +30,7 @@ class AttentionFusion(BaseModule):
         self.expand = ConvModule(mid_channels, out_channels, 3, padding=1, norm_cfg=norm_cfg, act_cfg=None)
 
     def forward(self, feat: Tensor, deeper: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """The level in the teacher's width and ``size``, and what the next finer level gets (N, mid, *size)."""
+        """The level in the teacher's width and ``size``, and what the next finer level gets, (N, mid, H, W)."""
         feat = self.reduce(feat)
         if self.attention is not None:
             deeper = _nearest(deeper, feat.shape[-2:])
@@ -81,7 +81,7 @@ class ReviewKDAdapter(BaseModule):
         )
 
     def forward(self, feats: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """Each level (N, C_s, H, W) -> (N, C_t, *size), with the deeper ones in it."""
+        """Each level (N, C_s, H, W) -> (N, C_t, H_t, W_t) at its ``size``, with the deeper ones in it."""
         fused, deeper = [], None
         for level, feat, size in reversed(list(zip(self.levels, feats, sizes, strict=True))):
             out, deeper = level(feat, deeper, size)
