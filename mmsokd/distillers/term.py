@@ -149,7 +149,7 @@ class Term(BaseModule):
             return nn.Identity()
         if cfg != 'inferred':
             ratio = t.size[0] / s.size[0] if cfg.get('resize') == 'conv' else 1.0
-            found = dict(in_channels=s.channels, out_channels=t.channels, stride_ratio=ratio)
+            found = dict(in_channels=s.channels, out_channels=t.channels, stride_ratio=ratio, signed=t.signed)
             return build_part(f'{self.key}.adapter', cfg, **found)
         if default is not None and self.is_feature:
             return MODELS.build(dict(type=default, **self._dense_options(s, t)))
