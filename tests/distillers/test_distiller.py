@@ -556,4 +556,4 @@ def test_a_replaced_feature_is_not_changed_in_place():
 def test_a_sokd_adapter_that_the_config_names_is_told_the_sign_too(tap, signed):
     adapter = dict(type='mmsokd.SoKDAdapter', feat_channels=8)
     model = distiller('Distiller', terms=dict(loss_hint=dict(FITNET, tap=tap, adapter=adapter)))
-    assert all((level.convs[-1].activate is False) == signed for level in model.terms['loss_hint'].adapter)
+    assert all((level.convs[-1].with_activation is False) == signed for level in model.terms['loss_hint'].adapter)
