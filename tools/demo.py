@@ -45,7 +45,7 @@ def make_data(folder: Path, seed: int) -> None:
         '--out',
         str(folder),
         '--train',
-        '700',  # with 800 all three runs took 7:40 on two cores; 8 minutes is what the demo may take
+        '560',  # with 800 all three runs took 7:40 on two quiet cores; 8 minutes is what the demo may take on busy ones
         '--seed',
         str(seed),
     ]
