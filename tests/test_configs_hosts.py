@@ -1,6 +1,6 @@
 """The hosts' configs: SoKD adds its plug-ins and nothing else, and configs/HOSTS.md tells what is there.
 
-That each of them builds and makes a step is test_configs' business.
+That each SoKD form builds and makes a step is test_configs' business.
 """
 
 import re
@@ -12,15 +12,11 @@ import pytest
 
 from mmsokd.distillers.build import load_config
 from mmsokd.registry import MODELS
-from tests import test_configs
+from tests.test_configs import HOSTS, read
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 TASKS = dict(COCO='detection', Cityscapes='segmentation', ImageNet='classification')
-# a host alone is named after its folder
-ALONE = sorted(
-    p for p in CONFIGS.glob('*/*/*.py') if p.name.startswith(f'{p.parent.name}_') and p.parent.name != 'sokd'
-)
-every_host = pytest.mark.parametrize('path', ALONE, ids=lambda p: f'{p.parents[1].name}/{p.parent.name}')
+every_host = pytest.mark.parametrize('path', HOSTS, ids=lambda p: f'{p.parents[1].name}/{p.parent.name}')
 
 
 def without_scope(node):
@@ -33,7 +29,7 @@ def without_scope(node):
 
 
 def load(path):
-    return without_scope(test_configs.read(path).to_dict())
+    return without_scope(read(path).to_dict())
 
 
 def with_sokd(path):
@@ -92,7 +88,7 @@ def rows():
 
 
 def test_card_lists_the_folders():
-    assert set(rows()) == {str(path.parent.relative_to(CONFIGS)) for path in ALONE}
+    assert set(rows()) == {str(path.parent.relative_to(CONFIGS)) for path in HOSTS}
 
 
 @every_host
