@@ -183,4 +183,5 @@ def raw_cls_batch(n: int = 2, size: int = 64, classes: int = 5, seed: int = 0) -
     generator = torch.Generator().manual_seed(seed)
     images = [torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=generator) for _ in range(n)]
     labels = torch.randint(0, classes, (n,), generator=generator).tolist()
-    return dict(inputs=images, data_samples=[DataSample().set_gt_label(label) for label in labels])
+    samples = [DataSample(metainfo=dict(sample_idx=i)).set_gt_label(label) for i, label in enumerate(labels)]
+    return dict(inputs=images, data_samples=samples)

@@ -391,6 +391,21 @@ def test_ema_holds_no_teacher(data, tmp_path):
     assert roots == {'student', 'terms', 'areas', 'refine'}
 
 
+def test_sokds_hooks_rest_beside_a_host_alone(data, tmp_path):
+    """The configs of a host alone and with SoKD share them."""
+    shared = Config.fromfile(Path(__file__).parents[2] / 'configs/_base_/sokd.py').custom_hooks
+    trained = []
+    for name, hooks in {'with': shared, 'without': []}.items():
+        cfg = config(data, tmp_path / name, hooks=hooks, epochs=1)
+        cfg.model.type = 'mmsokd.Distiller'
+        trained.append(train(cfg).model)
+    assert trained[0].refine is trained[0].areas is None
+    states = [model.state_dict() for model in trained]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert (tmp_path / 'with/student_epoch_1.pth').is_file()
+
+
 def test_areas_are_drawn(data, tmp_path):
     hooks = [*SOKD_HOOKS, dict(type='mmsokd.DAMHook', num_images=2)]
     train(config(data, tmp_path, hooks=hooks, epochs=1))

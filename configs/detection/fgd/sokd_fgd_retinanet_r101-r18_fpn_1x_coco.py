@@ -1,0 +1,9 @@
+"""SoKD on FGD: RetinaNet, ResNet-101 -> ResNet-18."""
+
+_base_ = './fgd_retinanet_r101-r18_fpn_1x_coco.py'
+
+model = dict(
+    type='mmsokd.SoKDDistiller',
+    refine=dict(type='mmsokd.FeatureAugmentationNeck'),
+    areas=dict(type='mmsokd.DistinctiveAreaDetector', num_areas=16),
+)
