@@ -89,7 +89,7 @@ def test_is_the_benchmarks_network(name):
     weights = zoo.Weights(t for key, t in model.state_dict().items() if 'num_batches' not in key)
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     paths = layers(model)
-    with torch.no_grad(), FeatureTap(model, paths).read() as tapped:
+    with torch.no_grad(), FeatureTap(model, paths) as tapped:
         logits = model(images, mode='tensor')
     with torch.no_grad():
         feats = net.twin(weights, images)
@@ -172,7 +172,7 @@ def test_classifier_starts_as_repdistillers(name, std, bias):
     ids=['vgg8', 'vgg8 last', 'vgg13', 'wrn'],
 )
 def test_preact_is_what_the_relu_gets(backbone, preact, path):
-    with torch.no_grad(), FeatureTap(backbone, [preact, path]).read() as tapped:
+    with torch.no_grad(), FeatureTap(backbone, [preact, path]) as tapped:
         backbone(torch.randn(2, 3, 32, 32))
     assert tapped[preact][0].min() < 0
     assert torch.equal(tapped[preact][0].clamp(min=0), tapped[path][0])

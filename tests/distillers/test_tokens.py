@@ -72,6 +72,6 @@ def test_a_transformers_layer_cannot_be_replaced():
     with pytest.raises(ValueError, match=r'refine\.at: expected a layer of maps'):
         distiller(
             student=classifier(backbone=VIT, neck=None, head=dict(type='VisionTransformerClsHead', in_channels=24)),
-            terms=dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='backbone.layers.0')),
+            terms=dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='backbone.layers.1')),
             refine=refine,
         )
