@@ -39,10 +39,16 @@ def check_range(key: str, value: float, low: float, high: float) -> None:
         raise ValueError(f'{key}: expected a number in [{low}, {high}], found {value!r}')
 
 
-def check_number(key: str, value: Any, minimum: float = 0.0) -> None:
-    """Raise ValueError unless ``value`` is a finite number of at least ``minimum``."""
-    if not isinstance(value, Real) or not minimum <= value < math.inf:
-        raise ValueError(f'{key}: expected a number >= {minimum:g}, found {value!r}')
+def check_number(key: str, value: Any) -> None:
+    """Raise ValueError unless ``value`` is a finite number >= 0."""
+    if not isinstance(value, Real) or not 0 <= value < math.inf:
+        raise ValueError(f'{key}: expected a number >= 0, found {value!r}')
+
+
+def check_positive(key: str, value: Any) -> None:
+    """Raise ValueError unless ``value`` is a finite number > 0."""
+    if not isinstance(value, Real) or not 0 < value < math.inf:
+        raise ValueError(f'{key}: expected a number > 0, found {value!r}')
 
 
 def check_bool(key: str, value: Any) -> None:

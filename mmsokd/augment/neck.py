@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from mmsokd.augment.control import ControlVariate
 from mmsokd.augment.feature_ops import FEATURE_OPS, Randomness, rescaled_channel_drop
 from mmsokd.augment.policy import SUB_POLICIES, Draw, Policy
-from mmsokd.checks import check_bool, check_choice, check_number
+from mmsokd.checks import check_bool, check_choice, check_positive
 from mmsokd.registry import MODELS
 from mmsokd.relax import (
     PROBABILITY_MARGIN,
@@ -63,7 +63,7 @@ class FeatureAugmentationNeck(BaseModule):
         super().__init__(init_cfg)
         check_choice('refine.estimator', estimator, ['straight_through', 'relax'])
         check_choice('refine.magnitude_grad', magnitude_grad, ['straight_through', 'pathwise'])
-        check_number('refine.temperature', temperature, minimum=1e-6)
+        check_positive('refine.temperature', temperature)
         for key, value in (('per_sample', per_sample), ('per_term', per_term), ('rescale_drop', rescale_drop)):
             check_bool(f'refine.{key}', value)
         if at is not None and not isinstance(at, str):

@@ -9,9 +9,8 @@ from mmengine.dist import all_gather, all_reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmsokd.checks import check_range
+from mmsokd.checks import check_positive, check_range
 from mmsokd.losses.base import TermLoss
-from mmsokd.losses.logits import check_temperature
 from mmsokd.losses.pooling import pooled
 from mmsokd.registry import MODELS
 
@@ -80,7 +79,7 @@ class CRDLoss(TermLoss):
         for key, value, least in (('num_samples', num_samples, 2), ('feat_dim', feat_dim, 1), ('nce_k', nce_k, 1)):
             if not isinstance(value, int) or value < least:
                 raise ValueError(f'CRDLoss.{key}: expected an integer >= {least}, found {value!r}')
-        check_temperature('CRDLoss.temperature', temperature)
+        check_positive('CRDLoss.temperature', temperature)
         check_range('CRDLoss.momentum', momentum, 0, 1)
         self.num_samples = num_samples
         self.nce_k = nce_k

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmsokd.checks import check_same_shape
+from mmsokd.checks import check_positive, check_same_shape
 from mmsokd.losses.base import TermLoss
 from mmsokd.registry import MODELS
 
@@ -54,8 +54,7 @@ class CWDLoss(TermLoss):
 
     def __init__(self, tau: float = 4.0) -> None:
         super().__init__()
-        if not tau > 0:
-            raise ValueError(f'CWDLoss.tau: expected a number > 0, found {tau!r}')
+        check_positive('CWDLoss.tau', tau)
         self.tau = tau
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from mmsokd.checks import check_positive
 from mmsokd.losses.base import TermLoss
-from mmsokd.losses.logits import check_logits, check_temperature
+from mmsokd.losses.logits import check_logits
 from mmsokd.registry import MODELS
 
 
@@ -73,7 +74,7 @@ class DISTLoss(TermLoss):
 
     def __init__(self, beta: float = 1.0, gamma: float = 1.0, tau: float = 1.0) -> None:
         super().__init__()
-        check_temperature('DISTLoss.tau', tau)
+        check_positive('DISTLoss.tau', tau)
         self.beta = beta
         self.gamma = gamma
         self.tau = tau

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmsokd.checks import check_positive
 from mmsokd.losses.base import TermLoss
-from mmsokd.losses.logits import check_logits, check_temperature, divergence
+from mmsokd.losses.logits import check_logits, divergence
 from mmsokd.registry import MODELS
 
 
@@ -78,7 +79,7 @@ class DKDLoss(TermLoss):
 
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, tau: float = 4.0, ignore_index: int = 255) -> None:
         super().__init__()
-        check_temperature('DKDLoss.tau', tau)
+        check_positive('DKDLoss.tau', tau)
         self.alpha = alpha
         self.beta = beta
         self.tau = tau

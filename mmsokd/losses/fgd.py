@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmsokd.checks import check_same_shape
+from mmsokd.checks import check_positive, check_same_shape
 from mmsokd.losses.base import TermLoss
 from mmsokd.losses.boxes import boxes_in_cells, cells_of
 from mmsokd.registry import MODELS
@@ -146,8 +146,7 @@ class FGDLoss(TermLoss):
         for key, value in dict(alpha=alpha, beta=beta, gamma=gamma, lambda_=lambda_).items():
             if value < 0:
                 raise ValueError(f'FGDLoss.{key}: expected a number >= 0, found {value!r}')
-        if not temperature > 0:
-            raise ValueError(f'FGDLoss.temperature: expected a number > 0, found {temperature!r}')
+        check_positive('FGDLoss.temperature', temperature)
         self.focal = dict(alpha=alpha, beta=beta, gamma=gamma, temperature=temperature)
         self.lambda_ = lambda_
         self.student_relation = GlobalContext(teacher_channels)

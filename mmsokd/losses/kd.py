@@ -3,9 +3,9 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmsokd.checks import check_choice
+from mmsokd.checks import check_choice, check_positive
 from mmsokd.losses.base import TermLoss
-from mmsokd.losses.logits import check_logits, check_temperature, divergence
+from mmsokd.losses.logits import check_logits, divergence
 from mmsokd.registry import MODELS
 
 ACTIVATIONS = ('softmax', 'sigmoid')
@@ -60,7 +60,7 @@ class KDLoss(TermLoss):
 
     def __init__(self, tau: float = 4.0, activation: str = 'softmax') -> None:
         super().__init__()
-        check_temperature('KDLoss.tau', tau)
+        check_positive('KDLoss.tau', tau)
         check_choice('KDLoss.activation', activation, ACTIVATIONS)
         self.tau = tau
         self.activation = activation

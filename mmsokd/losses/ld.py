@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmsokd.checks import check_same_shape
+from mmsokd.checks import check_positive, check_same_shape
 from mmsokd.losses.base import TermLoss
 from mmsokd.losses.boxes import boxes_in_cells, cells_of
 from mmsokd.losses.weighting import mean_over_positions
@@ -73,8 +73,7 @@ class LDLoss(TermLoss):
                 f'LDLoss: expected the 4 * (reg_max + 1) channels of a GFL head, found {teacher_channels}; '
                 "tap 'bbox_head.gfl_reg' or 'bbox_head[1]'"
             )
-        if not tau > 0:
-            raise ValueError(f'LDLoss.tau: expected a number > 0, found {tau!r}')
+        check_positive('LDLoss.tau', tau)
         self.tau = tau
 
     def forward(self, student: Tensor, teacher: Tensor, samples: Sequence | None = None) -> Tensor:

@@ -12,12 +12,6 @@ def check_logits(student: Tensor, teacher: Tensor) -> None:
         )
 
 
-def check_temperature(key: str, tau: float) -> None:
-    """Raise ValueError unless ``tau`` is positive."""
-    if not tau > 0:
-        raise ValueError(f'{key}: expected a number > 0, found {tau!r}')
-
-
 def divergence(log_teacher: Tensor, log_student: Tensor) -> Tensor:
     """``KL(teacher || student)`` over dimension 1, from log-probabilities: (N, K, ...) -> (N, ...)."""
     return (log_teacher.exp() * (log_teacher - log_student)).sum(1)
