@@ -185,3 +185,12 @@ def raw_cls_batch(n: int = 2, size: int = 64, classes: int = 5, seed: int = 0) -
     labels = torch.randint(0, classes, (n,), generator=generator).tolist()
     samples = [DataSample(metainfo=dict(sample_idx=i)).set_gt_label(label) for i, label in enumerate(labels)]
     return dict(inputs=images, data_samples=samples)
+
+
+def without_scope(node):
+    """Plain dicts and lists without the ``_scope_`` marks that MMEngine leaves on inherited parts."""
+    if isinstance(node, dict):
+        return {key: without_scope(value) for key, value in node.items() if key != '_scope_'}
+    if isinstance(node, (list, tuple)):
+        return [without_scope(value) for value in node]
+    return node

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from mmsokd.registry import MODELS
-from tests.builders import raw_cls_batch
+from tests.builders import raw_cls_batch, without_scope
 
 FOLDER = Path(__file__).parents[1] / 'configs/classification'
 PLAIN = sorted((FOLDER / 'cifar_zoo').glob('*.py'))
@@ -33,15 +33,6 @@ PUBLISHED = {
 def pair_of(path):
     teacher, student = path.name.removeprefix('sokd_fitnet_').removesuffix('_1xb64_cifar100.py').split('_')
     return teacher, student
-
-
-def without_scope(node):
-    """Plain dicts and lists without the ``_scope_`` marks that MMEngine leaves on inherited parts."""
-    if isinstance(node, dict):
-        return {key: without_scope(value) for key, value in node.items() if key != '_scope_'}
-    if isinstance(node, (list, tuple)):
-        return [without_scope(value) for value in node]
-    return node
 
 
 def plain(name):

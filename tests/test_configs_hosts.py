@@ -12,20 +12,12 @@ import pytest
 
 from mmsokd.distillers.build import load_config
 from mmsokd.registry import MODELS
+from tests.builders import without_scope
 from tests.test_configs import HOSTS, read
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 TASKS = dict(COCO='detection', Cityscapes='segmentation', ImageNet='classification')
 every_host = pytest.mark.parametrize('path', HOSTS, ids=lambda p: f'{p.parents[1].name}/{p.parent.name}')
-
-
-def without_scope(node):
-    """Plain dicts and lists without the ``_scope_`` marks that MMEngine leaves on inherited parts."""
-    if isinstance(node, dict):
-        return {key: without_scope(value) for key, value in node.items() if key != '_scope_'}
-    if isinstance(node, (list, tuple)):
-        return [without_scope(value) for value in node]
-    return node
 
 
 def load(path):

@@ -9,6 +9,8 @@ import yaml
 from mmengine.config import Config
 from mmengine.hub import get_config
 
+from tests.builders import without_scope
+
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = {  # folder -> the name of its metric in OpenMMLab's metafiles, and in our README
     'configs/detection/sokd': 'box AP',
@@ -113,15 +115,6 @@ def test_config_says_what_the_metafile_says(model):
     alone = get_config(name) if '::' in name else Config.fromfile(ROOT / name)
     assert without_scope(cfg.model.student) == without_scope(alone.model)
     assert without_scope(cfg.get('data_preprocessor')) == without_scope(alone.get('data_preprocessor'))
-
-
-def without_scope(node):
-    """Plain dicts and lists without the ``_scope_`` marks that MMEngine leaves on inherited parts."""
-    if isinstance(node, dict):
-        return {key: without_scope(value) for key, value in node.items() if key != '_scope_'}
-    if isinstance(node, (list, tuple)):
-        return [without_scope(value) for value in node]
-    return node
 
 
 @pytest.mark.parametrize('role', ['Teacher', 'Student'])
