@@ -1,4 +1,4 @@
-"""SoKD's hooks for CIFAR-100: the policy is searched for 20 of 240 epochs, as in the authors' fork."""
+"""SoKD's hooks and areas for CIFAR-100, both as in the authors' fork: the policy is searched for 20 of 240 epochs."""
 
 custom_hooks = [
     dict(type='mmsokd.GuardHook'),
@@ -6,3 +6,11 @@ custom_hooks = [
     dict(type='mmsokd.DAMHook'),
     dict(type='mmsokd.StudentCheckpointHook'),
 ]
+cifar100_areas = dict(
+    type='mmsokd.DistinctiveAreaDetector',
+    num_areas=8,
+    num_classes=100,
+    agreement_weight=1000.0,
+    area_weight=1000.0,
+    normalization='all',
+)

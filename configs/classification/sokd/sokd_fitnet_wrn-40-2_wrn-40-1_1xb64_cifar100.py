@@ -13,14 +13,7 @@ model = dict(
     # the benchmark's hint layer
     terms=dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='backbone.layer2')),
     refine=dict(type='mmsokd.FeatureAugmentationNeck'),
-    areas=dict(
-        type='mmsokd.DistinctiveAreaDetector',
-        num_areas=8,
-        num_classes=100,
-        agreement_weight=1000.0,
-        area_weight=1000.0,
-        normalization='all',
-    ),
+    areas=_base_.cifar100_areas,
     keep_host=False,
     probe_size=32,
 )
