@@ -65,7 +65,7 @@ def build_model(key: str, source: Any, data_preprocessor: dict | None = None) ->
     if not isinstance(source, dict | Config):
         raise TypeError(f"{key}: expected a model dict, a Config, a path or 'scope::path', found {source!r}")
     if 'cfg' in source and 'type' not in source:
-        allowed = ['cfg'] if key == 'student' else ['cfg', 'checkpoint']
+        allowed = ['cfg'] if key == 'student' or key.endswith('.cfg') else ['cfg', 'checkpoint']
         for name in source:
             if name not in allowed:
                 raise ValueError(f'{key}.{name}: expected the keys {allowed}; nearest: {nearest(name, allowed, n=1)}')
@@ -81,14 +81,15 @@ def build_model(key: str, source: Any, data_preprocessor: dict | None = None) ->
     model = model.copy()  # shallow: the registry's build copies, and `type` may be a class
     if scope is not None:
         model.setdefault('_scope_', scope)
-    if key != 'student' and 'checkpoint' in model:
-        raise ValueError(f'{key}.checkpoint: expected it beside cfg, as {key}=dict(cfg=dict(...), checkpoint=...)')
+    top = key.removesuffix('.cfg')
+    if top != 'student' and 'checkpoint' in model:
+        raise ValueError(f'{key}.checkpoint: expected it beside cfg, as {top}=dict(cfg=dict(...), checkpoint=...)')
     if data_preprocessor is not None and model.get('data_preprocessor') is None:
         model['data_preprocessor'] = data_preprocessor
     try:
         return ROOT_MODELS.build(model)
     except KeyError as error:  # an unknown type, here or inside
-        raise ValueError(f'{key}: {error.args[0]}{_nearest_type(str(error))}') from error
+        raise ValueError(f'{key}: {" ".join(map(str, error.args))}{_nearest_type(str(error))}') from error
 
 
 def _nearest_type(message: str) -> str:

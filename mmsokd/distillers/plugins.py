@@ -79,9 +79,10 @@ class Refiner(BaseModule):
                 'teacher runs once, and what lies behind that layer follows it for every term'
             )
         if not followers:
+            taps = [term.teacher_tap for term in terms.values() if term.teacher_name != STUDENT]
             raise ValueError(
-                f"refine.at: expected a term that taps the teacher at or behind '{self.at}', found only "
-                f'{[term.teacher_tap for term in terms.values()]}, which it would not change'
+                f"refine.at: expected a term that taps the teacher at or behind '{self.at}', found only {taps}, "
+                'which it would not change'
             )
         if teacher.calls.get(self.at) != 1:
             raise ValueError(

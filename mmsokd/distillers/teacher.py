@@ -135,11 +135,15 @@ class Teacher:
         """
         # Moved lazily: the distiller's .to() must not reach a teacher that an EMA copy on another device shares.
         parameter = next(self.module.parameters(), None)
-        if parameter is not None and (parameter.device, parameter.dtype) != (inputs.device, inputs.dtype):
-            self.module.to(inputs.device, inputs.dtype)
+        if parameter is not None and parameter.device != inputs.device:
+            self.module.to(inputs.device)
         if any(module.training for module in self.module.modules()):
             self.module.eval()  # a teacher that drops units is another teacher
+        caller = inputs.dtype
+        other = parameter is not None and parameter.dtype != caller
         inputs = self.prepare(inputs, data_samples)
+        if other:  # a student cast as a whole; the weights stay as they are, since copies share them
+            inputs = inputs.to(parameter.dtype)
         with self._tap.replacing(replace) as feats:
             run_for_taps(self.module, self.taps, inputs, data_samples)
-        return {tap: feats[tap] for tap in self.taps}
+        return {tap: [x.to(caller) if other else x for x in feats[tap]] for tap in self.taps}

@@ -1,5 +1,6 @@
 """One summand of the training loss: tap + adapter + loss + weight, built from one entry of the config's ``terms``."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -149,8 +150,13 @@ class Term(BaseModule):
             return nn.Identity()
         if cfg != 'inferred':
             ratio = t.size[0] / s.size[0] if cfg.get('resize') == 'conv' else 1.0
-            found = dict(in_channels=s.channels, out_channels=t.channels, stride_ratio=ratio, signed=t.signed)
-            return build_part(f'{self.key}.adapter', cfg, **found)
+            key, found = (
+                f'{self.key}.adapter',
+                dict(in_channels=s.channels, out_channels=t.channels, stride_ratio=ratio),
+            )
+            if 'signed' in inspect.signature(part_class(key, cfg)).parameters:
+                found['signed'] = t.signed
+            return build_part(key, cfg, **found)
         if default is not None and self.is_feature:
             return MODELS.build(dict(type=default, **self._dense_options(s, t)))
         if s.channels != t.channels and self.equal_channels and self.is_feature:

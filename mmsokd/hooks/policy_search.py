@@ -246,11 +246,14 @@ def _untouched_buffers(model: nn.Module) -> Iterator[Callable[[], None]]:
     Gives a function that does so at once.
     """
     saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    versions = [buffer._version for buffer, _ in saved]
 
     @torch.no_grad()
     def restore() -> None:
-        for buffer, value in saved:
-            buffer.copy_(value)
+        for i, (buffer, value) in enumerate(saved):
+            if buffer._version != versions[i]:  # frozen statistics never change, and a bank may be large
+                buffer.copy_(value)
+                versions[i] = buffer._version
 
     try:
         yield restore

@@ -25,6 +25,14 @@ def terms(**kwargs):
         (dict(student=dict(type='RetinNet')), r"student: RetinNet is not in .*nearest: \['RetinaNet'"),
         (dict(student=retinanet(neck=dict(type='FPM'))), r'student: FPM is not in .*nearest: .*FPN'),
         (dict(teacher=dict(retinanet(), checkpoint='a.pth')), r'teacher\.checkpoint: expected it beside cfg'),
+        (
+            dict(teacher=dict(cfg=dict(retinanet(), checkpoint='a.pth'))),
+            r'teacher\.cfg\.checkpoint: expected it beside cfg, as teacher=dict\(cfg=',
+        ),
+        (
+            dict(teacher=dict(cfg=dict(cfg=retinanet(), checkpoint='a.pth'))),
+            r"teacher\.cfg\.checkpoint: expected the keys \['cfg'\]",
+        ),
         (dict(teacher=None), r"teacher: expected the model that 'terms\.loss_hint' learns from, found none"),
         (dict(teacher=None, teachers=[retinanet()]), 'teachers: expected a dict of name -> teacher'),
         (dict(terms={'loss.hint': FITNET}), r"terms\.loss\.hint: expected a name without '\.'"),
