@@ -30,6 +30,7 @@ def classifier(base: int = 8, classes: int = 5, **kwargs) -> dict:
     use_scope('mmpretrain')
     model = dict(
         type='ImageClassifier',
+        data_preprocessor=dict(type='ClsDataPreprocessor', mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True),
         backbone=dict(type='ResNet', depth=18, base_channels=base, stem_channels=base, out_indices=(3,)),
         neck=dict(type='GlobalAveragePooling'),
         head=dict(type='LinearClsHead', in_channels=base * 8, loss=dict(type='CrossEntropyLoss', loss_weight=1.0)),
@@ -113,6 +114,19 @@ def retinanet(channels: int = 16, base: int = 8, levels: int = 3, **kwargs) -> d
     return model
 
 
+def gfl(channels: int = 16) -> dict:
+    """A GFL detector of a few thousand parameters, with eight bins a side."""
+    model = retinanet(channels, type='GFL')
+    head = model['bbox_head']
+    head.update(type='GFLHead', reg_max=7, norm_cfg=dict(type='GN', num_groups=8))
+    head['loss_dfl'] = dict(type='DistributionFocalLoss', loss_weight=0.25)
+    head['loss_cls'] = dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0, loss_weight=1.0)
+    head['loss_bbox'] = dict(type='GIoULoss', loss_weight=2.0)
+    head['anchor_generator']['octave_base_scale'] = 8
+    model['train_cfg'] = dict(assigner=dict(type='ATSSAssigner', topk=9), allowed_border=-1, pos_weight=-1)
+    return model
+
+
 def raw_batch(n: int = 2, size: int = 64, seed: int = 0) -> dict:
     """What an mmdet data loader gives: uint8 pictures and samples with two boxes each."""
     generator = torch.Generator().manual_seed(seed)
@@ -135,6 +149,7 @@ def raw_seg_batch(n: int = 2, size: int = 64, classes: int = 4) -> dict:
     samples = []
     for _ in range(n):
         labels = torch.randint(0, classes, (1, size, size), generator=generator)
+        labels[:, :, : size // 8] = 255  # ignored
         sample = SegDataSample(metainfo=dict(img_shape=(size, size), ori_shape=(size, size)))
         sample.gt_sem_seg = PixelData(data=labels)
         samples.append(sample)
@@ -155,15 +170,25 @@ def distiller(kind: str = 'SoKDDistiller', **kwargs):
     """A distiller with a tiny student and a wider teacher; ``kwargs`` replace its keys."""
     from mmsokd.registry import MODELS
 
-    cfg = dict(
-        type=f'mmsokd.{kind}',
-        student=retinanet(16),
-        teacher=retinanet(24),
-        terms=dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='neck')),
-        probe_size=128,
-    )
+    cfg = dict(type=f'mmsokd.{kind}', terms=dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='neck')), probe_size=128)
     cfg.update(copy.deepcopy(kwargs))
+    for side, channels in (('student', 16), ('teacher', 24)):
+        if side not in cfg:  # only then: a builder sets its library's scope
+            cfg[side] = retinanet(channels)
     return MODELS.build(ConfigDict(cfg))
+
+
+@torch.no_grad()
+def make_it_speak(teacher, batch: dict) -> None:
+    """A random teacher answers nearly the same to every picture: give it the batch's statistics and louder logits."""
+    inputs = teacher.data_preprocessor(copy.deepcopy(batch), True)['inputs']
+    teacher.train()
+    for _ in range(10):
+        teacher(inputs)
+    teacher.eval()
+    for name, parameter in teacher.named_parameters():
+        if name.endswith(('conv_seg.weight', 'retina_cls.weight', 'gfl_reg.weight')):
+            parameter.mul_(10)
 
 
 def losses_of(model, batch: dict | None = None) -> dict:
@@ -178,12 +203,11 @@ def step(model, optim_wrapper, batch: dict | None = None) -> dict:
 
 
 def raw_cls_batch(n: int = 2, size: int = 64, classes: int = 5, seed: int = 0) -> dict:
-    """What an mmpretrain data loader gives: uint8 pictures with a class each."""
-
+    """What an mmpretrain data loader gives: uint8 pictures with a class each, every third of a data set."""
     generator = torch.Generator().manual_seed(seed)
     images = [torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=generator) for _ in range(n)]
     labels = torch.randint(0, classes, (n,), generator=generator).tolist()
-    samples = [DataSample(metainfo=dict(sample_idx=i)).set_gt_label(label) for i, label in enumerate(labels)]
+    samples = [DataSample(metainfo=dict(sample_idx=3 * i)).set_gt_label(label) for i, label in enumerate(labels)]
     return dict(inputs=images, data_samples=samples)
 
 

@@ -1,13 +1,13 @@
 """The student with plain CWD on the decode head's feature."""
 
-_base_ = './pspnet_r18_600i_camvid.py'
+_base_ = './pspnet_r18_400i_camvid.py'
 custom_imports = dict(imports=['mmsokd'], allow_failed_imports=False)
 
 model = dict(
     _delete_=True,
     type='mmsokd.Distiller',
     student=_base_.model,
-    teacher=dict(cfg='{{ fileDirname }}/pspnet_r34_1200i_camvid.py', checkpoint='camvid_teacher.pth'),
+    teacher=dict(cfg='{{ fileDirname }}/pspnet_r34_800i_camvid.py', checkpoint='camvid_teacher.pth'),
     # temperature and weight are those of CWD's published code on features
     terms=dict(loss_cwd=dict(type='mmsokd.CWDLoss', tap='decode_head.bottleneck', tau=4.0, loss_weight=50.0)),
 )
