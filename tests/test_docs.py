@@ -54,6 +54,17 @@ def test_ten_lines_build(tmp_path):
     assert {hook.type for hook in cfg.custom_hooks} == {f'mmsokd.{name}' for name in mmsokd.hooks.__all__}
 
 
+@pytest.mark.parametrize('base', ['yolox/yolox_s_8xb8-300e_coco.py', 'rtmdet/rtmdet_s_8xb32-300e_coco.py'])
+def test_lines_beside_hooks_of_the_users_own(tmp_path, base):
+    (tmp_path / 'my_yolox.py').write_text(f"_base_ = 'mmdet::{base}'\n")
+    (tmp_path / 'my_sokd.py').write_text(ten_lines(ROOT / 'docs/config.md'))
+    theirs = Config.fromfile(tmp_path / 'my_yolox.py').custom_hooks
+    hooks = Config.fromfile(tmp_path / 'my_sokd.py').custom_hooks
+    assert len(theirs) > 1
+    assert hooks[: len(theirs)] == theirs
+    assert {hook.type for hook in hooks[len(theirs) :]} == {f'mmsokd.{name}' for name in mmsokd.hooks.__all__}
+
+
 def test_readme_lists_the_losses():
     text = (ROOT / 'README.md').read_text()
     losses = {name for name in mmsokd.losses.__all__ if name.endswith('Loss') and name in MODELS.module_dict}

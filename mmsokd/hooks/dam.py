@@ -1,5 +1,6 @@
 """Watches the detected areas for collapse, and draws them."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch import nn
 
 from mmsokd.hooks.common import distiller_of
 from mmsokd.registry import HOOKS
@@ -82,7 +84,7 @@ class DAMHook(Hook):
 
     def _draw(self, runner: Runner, distiller: Any, data_batch: Any) -> None:
         with torch.random.fork_rng(devices=[]):
-            data = distiller.data_preprocessor(data_batch, False)
+            data = _preprocess(distiller.data_preprocessor, data_batch)
             inputs = data['inputs'][: self.num_images]
             samples = (data.get('data_samples') or [])[: self.num_images] or None
             found = distiller.detect_areas(inputs, samples)
@@ -90,3 +92,17 @@ class DAMHook(Hook):
         for name, levels in found.items():
             for i, picture in enumerate(draw_areas(inputs, distiller.data_preprocessor, levels)):
                 save_image(folder / f'iter_{runner.iter + 1}_{name}_{i}.png', picture)
+
+
+def _preprocess(preprocessor: nn.Module, data_batch: Any) -> dict:
+    """A training batch, padded to one size as in training, without the batch augmentations.
+
+    Those may mix pictures, and mmdet's talk to the other ranks, which do not draw. The copy is for mmseg, which pads
+    the labels in place.
+    """
+    augments = getattr(preprocessor, 'batch_augments', None)
+    preprocessor.batch_augments = None
+    try:
+        return preprocessor(copy.deepcopy(data_batch), True)
+    finally:
+        preprocessor.batch_augments = augments

@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 from mmsokd.export import export_student, load_student
 from mmsokd.hooks import DAMHook, PolicySearchHook
 from mmsokd.registry import MODELS
-from tests.builders import distiller, raw_batch, retinanet
+from tests.builders import distiller, raw_batch, raw_seg_batch, retinanet, segmentor, step
 
 CLASSES = ('a', 'b', 'c')
 
@@ -414,6 +414,25 @@ def test_areas_are_drawn(data, tmp_path):
     picture = cv2.imread(str(pictures[0]))
     assert picture.shape[1] == 2 * picture.shape[0] == 640
     assert picture.std() > 10
+
+
+def test_areas_of_unequal_crops_are_drawn(tmp_path):
+    model = distiller(
+        student=segmentor(8),
+        teacher=segmentor(12, channels=20),
+        terms=dict(loss_cwd=dict(type='mmsokd.CWDLoss', tap='backbone.layer4')),
+    ).train()
+    model.data_preprocessor.size, model.data_preprocessor.size_divisor = None, 32
+    small, large = raw_seg_batch(1, 64), raw_seg_batch(1, 96)
+    batch = {key: small[key] + large[key] for key in small}
+    step(model, OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.01)), batch)
+    augments = model.data_preprocessor.batch_augments = [lambda *_: pytest.fail('pictures are mixed')]
+    runner = Recorder(model)
+    runner.log_dir = tmp_path
+    DAMHook(draw_interval=1).after_train_iter(runner, 0, batch)
+    assert model.data_preprocessor.batch_augments is augments
+    sizes = [cv2.imread(str(p)).shape[:2] for p in sorted(tmp_path.glob('vis_data/areas/*.png'))]
+    assert sizes == [(384, 768)] * 2  # enlarged: both are padded to 96 pixels
 
 
 class Recorder:
