@@ -31,6 +31,7 @@ class Term(BaseModule):
             list of paths; ``adapter``, ``teacher``, ``loss_weight``, ``refine``, ``areas``. While its weight is 0 a
             term is left out, with its areas; the weights of SoKD's own losses are in ``areas``, apart from it.
         teachers: the names of the distiller's teachers; a term names one where there are several.
+        key: where the config has it, for messages; ``terms.<name>`` by default.
 
     Raises:
         ValueError, TypeError: a key is missing, doubled or unknown; the message names it.
@@ -38,9 +39,9 @@ class Term(BaseModule):
 
     maps_only: ClassVar[bool] = False  # whatever the loss does
 
-    def __init__(self, name: str, cfg: Mapping[str, Any], teachers: Sequence[str]) -> None:
+    def __init__(self, name: str, cfg: Mapping[str, Any], teachers: Sequence[str], key: str | None = None) -> None:
         super().__init__()
-        key = f'terms.{name}'
+        key = key or f'terms.{name}'
         if 'loss' not in name:
             raise ValueError(f"{key}: expected a name that contains 'loss' (MMEngine sums only those), found {name!r}")
         if '.' in name:

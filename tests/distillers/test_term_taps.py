@@ -5,7 +5,6 @@ import torch
 from torch.nn import functional as F
 
 from mmsokd.losses import TermLoss
-from mmsokd.registry import MODELS
 from tests.builders import classifier, distiller, losses_of, raw_cls_batch, retinanet
 
 FITNET = dict(type='mmsokd.FitNetLoss')
@@ -98,7 +97,6 @@ def test_a_loss_that_looks_at_pictures_may_compare_a_map_with_vectors():
     assert losses_of(model, raw_cls_batch(n=4))['distill.loss_a'] > 0
 
 
-@MODELS.register_module()
 class MapsAlone(TermLoss):
     maps_only = True
 
