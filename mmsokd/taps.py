@@ -2,7 +2,7 @@
 
 A tap is written ``path``, ``path[2]`` or ``path[:3]``: the dotted path of a submodule, and which of its outputs. A
 module that returns one tensor gives one level, a tuple of tensors gives a pyramid, and so does a module that is called
-once a level (``bbox_head.retina_cls``).
+once a level (``bbox_head.retina_cls``). A tuple of such texts gives the levels of all of them, in that order.
 """
 
 import math
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from mmsokd.checks import nearest
+
+Tap = str | tuple[str, ...]
+_AUXILIARY = 'auxiliary_head'  # of mmseg, which runs it in `loss` mode only
 
 _TAP = re.compile(r'^(?P<module>\w+(?:\.\w+)*)(?P<index>(?:\[(?:-?\d+|(?:-?\d+)?:(?:-?\d+)?)\])*)$')
 
@@ -56,7 +59,7 @@ class Probe(NamedTuple):
     those whose output a later layer changes in place, such as a norm before ``ReLU(inplace=True)``.
     """
 
-    specs: dict[str, list[FeatureSpec]]
+    specs: dict[Tap, list[FeatureSpec]]
     order: list[str]
     overwritten: frozenset[str]
 
@@ -65,10 +68,10 @@ class Probe(NamedTuple):
         """How often each tapped module was called."""
         return dict(Counter(self.order))
 
-    def precedes(self, tap: str, other: str) -> bool:
+    def precedes(self, tap: Tap, other: str) -> bool:
         """Whether all of ``tap`` was there before any of ``other``: nothing done to ``other`` then changes it."""
-        tap, other = parse_tap(tap).module, parse_tap(other).module
-        return tap not in self.order[self.order.index(other) :]
+        later = self.order[self.order.index(parse_tap(other).module) :]
+        return all(parse_tap(path).module not in later for path in paths_of(tap))
 
 
 class _StopForward(Exception):
@@ -85,6 +88,11 @@ def parse_tap(tap: str) -> TapPath:
     if found is None:
         raise ValueError(f"tap: expected 'path.of.module', 'path.of.module[2]' or '[:3]' behind it, found {tap!r}")
     return TapPath(found['module'], tuple(map(_index, re.findall(r'\[(.*?)\]', found['index']))))
+
+
+def paths_of(tap: Tap) -> tuple[str, ...]:
+    """The single taps that ``tap`` is made of."""
+    return tap if isinstance(tap, tuple) else (tap,)
 
 
 def _index(text: str) -> int | slice:
@@ -133,12 +141,12 @@ class FeatureTap:
     def __init__(
         self,
         model: nn.Module,
-        taps: Iterable[str],
+        taps: Iterable[Tap],
         calls: Mapping[str, int] | None = None,
         copied: Iterable[str] = (),
     ) -> None:
         self._model = model
-        self._taps = {tap: parse_tap(tap) for tap in taps}
+        self._taps = {path: parse_tap(path) for tap in taps for path in paths_of(tap)}
         self._calls = calls
         self._copied = frozenset(copied)
         self._replace: Mapping[str, Callable[[Any], Any]] = {}
@@ -235,13 +243,16 @@ class Features:
                 raise _StopForward
         return output
 
-    def __getitem__(self, tap: str) -> list[Tensor]:
+    def __getitem__(self, tap: Tap) -> list[Tensor]:
         """The levels of a tap.
 
         Raises:
             UnknownTapError: the module never ran, or has no such output.
             TypeError: the output is not a feature.
         """
+        return [level for path in paths_of(tap) for level in self._read(path)]
+
+    def _read(self, tap: str) -> list[Tensor]:
         path = self._taps[tap]
         outputs = self._outputs[path.module]
         if not outputs:
@@ -290,23 +301,28 @@ def _describe(value: Any) -> str:
     return type(value).__name__
 
 
-def run_for_taps(model: nn.Module, taps: Iterable[str], inputs: Tensor, data_samples: list | None) -> None:
+def run_for_taps(model: nn.Module, taps: Iterable[Tap], inputs: Tensor, data_samples: list | None) -> None:
     """Run ``model`` far enough for ``taps``: the extractor alone where no head is tapped."""
-    rooms = {parse_tap(tap).module.split('.')[0] for tap in taps}
-    if rooms <= {'backbone', 'neck'} and hasattr(model, 'extract_feat'):
-        model.extract_feat(inputs)
-    else:
+    rooms = {parse_tap(path).module.split('.')[0] for tap in taps for path in paths_of(tap)} - {'backbone', 'neck'}
+    if not hasattr(model, 'extract_feat') or (rooms and _AUXILIARY not in rooms):
         model(inputs, data_samples, mode='tensor')
+        return
+    feats = model.extract_feat(inputs)
+    for room in rooms:
+        heads = getattr(model, room)
+        for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
+            head(feats)
 
 
 @torch.no_grad()
-def probe(model: nn.Module, taps: Iterable[str], size: int) -> Probe:
+def probe(model: nn.Module, taps: Iterable[Tap], size: int) -> Probe:
     """Dry-run ``model`` in eval mode on a noise image ``size`` x ``size`` and look at its taps.
 
     Neither the model's modes nor the global random state are changed.
 
     Raises:
         UnknownTapError, TypeError: as :class:`FeatureTap` does.
+        ValueError: a feature's first dimension is not the batch, or a backbone's tokens lie on no grid.
     """
     taps = list(taps)
     modes = {module: module.training for module in model.modules()}
@@ -320,7 +336,8 @@ def probe(model: nn.Module, taps: Iterable[str], size: int) -> Probe:
     )
     model.eval()
     watch = _Watch()
-    names = {parse_tap(tap).module for tap in taps}
+    paths = dict.fromkeys(path for tap in taps for path in paths_of(tap))
+    names = {parse_tap(path).module for path in paths}
     tap = FeatureTap(model, taps, copied=names)
     try:
         with torch.random.fork_rng(devices=[]), tap.replacing({name: watch.listener(name) for name in names}) as feats:
@@ -328,7 +345,10 @@ def probe(model: nn.Module, taps: Iterable[str], size: int) -> Probe:
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return Probe({tap: [_spec(tap, x, size) for x in feats[tap]] for tap in taps}, feats.order, watch.overwritten)
+    extra = getattr(getattr(model, 'backbone', None), 'num_extra_tokens', 0)
+    seen = {path: [_spec(path, x, size, extra) for x in feats[path]] for path in paths}
+    specs = {tap: [spec for path in paths_of(tap) for spec in seen[path]] for tap in taps}
+    return Probe(specs, feats.order, watch.overwritten)
 
 
 class _Watch:
@@ -349,22 +369,37 @@ class _Watch:
         return frozenset(name for name, tensor, version in self._given if tensor._version != version)
 
 
-def _spec(tap: str, feat: Tensor, size: int) -> FeatureSpec:
+def _spec(tap: str, feat: Tensor, size: int, extra: int) -> FeatureSpec:
+    if len(feat) != 1:
+        raise ValueError(
+            f"tap '{tap}': expected the batch as first dimension, found shape {tuple(feat.shape)} for one picture: "
+            'one row a proposal, window or decoder layer, not a picture; tap a layer before that, or one layer of it'
+        )
     signed = bool((feat < 0).any())
     if feat.dim() != 3:
         sizes = tuple(feat.shape[2:])
         return FeatureSpec(feat.shape[1], sizes, round(size / sizes[0]) if sizes else 0, signed)
     count, channels = feat.shape[1:]
-    extra = _class_tokens(count, size) if tap.split('.')[0].startswith(('backbone', 'neck')) else None
-    if extra is None:  # queries, or proposals
+    room = tap.split('.')[0]
+    found = _class_tokens(count, size, extra) if room.startswith(('backbone', 'neck')) else None
+    if found is None and room.startswith('backbone'):
+        raise ValueError(
+            f"tap '{tap}': expected tokens on a grid, found {count} for a picture of {size} x {size} pixels; set "
+            "'probe_size' to a multiple of the patch size, such as 224 for patches of 14 or 16"
+        )
+    if found is None:  # queries
         return FeatureSpec(channels, (count,), 0, signed)
-    side = math.isqrt(count - extra)
-    return FeatureSpec(channels, (side, side), round(size / side), signed, extra)
+    side = math.isqrt(count - found)
+    return FeatureSpec(channels, (side, side), round(size / side), signed, found)
 
 
-def _class_tokens(count: int, size: int) -> int | None:
-    """How many of ``count`` tokens stand before the grid of a square picture; None if there is no grid."""
-    for extra in (0, 1, 2):
+def _class_tokens(count: int, size: int, known: int) -> int | None:
+    """How many of ``count`` tokens stand before the grid of a square picture; None if there is no grid.
+
+    ``known`` is what the backbone says, which an inner layer need not keep to; else the fewest that leave a grid: a
+    class token, one for distillation, four or eight registers.
+    """
+    for extra in (known, *range(11)):
         side = math.isqrt(count - extra) if count > extra else 0
         if side and side * side == count - extra and size % side == 0:
             return extra
@@ -385,13 +420,21 @@ def as_map(feat: Tensor, spec: FeatureSpec, size: tuple[int, int]) -> Tensor:
     if spec.extra is None:
         return feat
     count = feat.shape[1] - spec.extra
-    height = round(size[0] / spec.stride)
-    if height * round(size[1] / spec.stride) != count:
-        raise ValueError(
-            f'expected the tokens of a grid of stride {spec.stride} on pictures of {tuple(size)}, found {count}; '
-            'tap a layer that gives a map (N, C, H, W)'
-        )
-    return feat[:, spec.extra :].transpose(1, 2).unflatten(2, (height, -1))
+    for rounded in (math.ceil, math.floor):  # a picture is padded to whole patches, or cut
+        height, width = (rounded(side / spec.stride) for side in size)
+        if height * width == count:
+            return feat[:, spec.extra :].transpose(1, 2).unflatten(2, (height, width))
+    raise ValueError(
+        f'expected the tokens of a grid of stride {spec.stride} on pictures of {tuple(size)}, found {count}; '
+        'tap a layer that gives a map (N, C, H, W)'
+    )
+
+
+def as_tokens(feat: Tensor, like: Tensor, spec: FeatureSpec) -> Tensor:
+    """The inverse of :func:`as_map`: a map in the form of ``like``, of which it takes the class tokens."""
+    if spec.extra is None:
+        return feat
+    return torch.cat([like[:, : spec.extra], feat.flatten(2).transpose(1, 2)], 1)
 
 
 def match_levels(student: Sequence[FeatureSpec], teacher: Sequence[FeatureSpec]) -> list[tuple[int, int]] | None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from mmsokd.taps import FeatureSpec, FeatureTap, UnknownTapError, match_levels, parse_tap, probe
+from mmsokd.taps import FeatureSpec, FeatureTap, UnknownTapError, as_map, as_tokens, match_levels, parse_tap, probe
 
 
 class Backbone(nn.Module):
@@ -221,6 +221,85 @@ def test_probe_sees_shapes_and_leaves_no_trace():
     assert net.training
     assert not net.neck.training
     assert not net.head.cls.weight.requires_grad or net.head.cls.weight.grad is None
+
+
+def test_several_paths_are_one_tap_with_all_their_levels():
+    net, x = Net(), torch.randn(2, 3, 16, 16)
+    both = ('backbone.layer2', 'backbone.layer1')  # the order of the paths, not of the forward
+    with FeatureTap(net, [both, 'backbone']) as feats:
+        net(x)
+    assert [level.shape[1] for level in feats[both]] == [6, 4]
+    assert feats[both][1] is feats['backbone'][0]
+    seen = probe(net, [both, 'head.cls'], 32)
+    assert [(s.channels, s.stride) for s in seen.specs[both]] == [(6, 4), (4, 2)]
+    assert seen.calls == {'backbone.layer1': 1, 'backbone.layer2': 1, 'head.cls': 2}
+    assert seen.precedes(both, 'head.cls')
+    assert not seen.precedes(both, 'backbone.layer2')
+
+
+class Rows(Net):
+    """Gives what has no batch in front: a stack of decoder layers, or one row a proposal."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.stack = nn.Identity()
+        self.shape = shape
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return self.stack(inputs.new_zeros(self.shape))
+
+
+@pytest.mark.parametrize('shape', [(2, 1, 20, 16), (100, 16), (100, 16, 7, 7), (49, 1, 16), (0, 16)])
+def test_a_feature_without_the_batch_in_front_is_refused(shape):
+    with pytest.raises(ValueError, match=r"tap 'stack': expected the batch as first dimension.*decoder layer"):
+        probe(Rows(shape), ['stack'], 32)
+
+
+class Tokens(nn.Module):
+    """A transformer's tokens behind a grid of patches, cut or padded as libraries do."""
+
+    def __init__(self, patch, extra, known=None, padded=True):
+        super().__init__()
+        self.backbone = nn.Module()
+        self.backbone.layer = nn.Identity()
+        self.patch, self.extra, self.padded = patch, extra, padded
+        if known is not None:
+            self.backbone.num_extra_tokens = known
+
+    def extract_feat(self, x):
+        over = (self.patch - 1) if self.padded else 0
+        height, width = ((side + over) // self.patch for side in x.shape[-2:])
+        grid = torch.arange(float(height * width)).view(1, -1, 1).repeat(len(x), 1, 4)
+        return self.backbone.layer(torch.cat([grid.new_full((len(x), self.extra, 4), -1), grid], 1))
+
+
+@pytest.mark.parametrize('extra', [0, 1, 2, 5, 9])  # none, class, distillation, class and four or eight registers
+def test_tokens_before_the_grid_are_found(extra):
+    (spec,) = probe(Tokens(16, extra), ['backbone.layer'], 128).specs['backbone.layer']
+    assert (spec.size, spec.stride, spec.extra) == ((8, 8), 16, extra)
+
+
+def test_what_the_backbone_says_decides_between_two_grids():
+    (spec,) = probe(Tokens(80, 9, known=9), ['backbone.layer'], 320).specs['backbone.layer']  # 16 + 9 = 5 x 5
+    assert (spec.size, spec.stride, spec.extra) == ((4, 4), 80, 9)
+
+
+def test_tokens_off_any_grid_ask_for_another_probe_size():
+    with pytest.raises(ValueError, match=r"found 362 for a picture of 256 x 256 .*'probe_size' to a multiple of the"):
+        probe(Tokens(14, 1), ['backbone.layer'], 256)
+    assert probe(Tokens(14, 1), ['backbone.layer'], 224).specs['backbone.layer'][0].stride == 14
+
+
+@pytest.mark.parametrize('padded', [True, False])
+def test_tokens_of_a_picture_that_patches_do_not_divide(padded):
+    net = Tokens(14, 1, padded=padded)
+    (spec,) = probe(net, ['backbone.layer'], 224).specs['backbone.layer']
+    size = (30, 47)
+    tokens = net.extract_feat(torch.zeros(2, 3, *size))
+    found = as_map(tokens, spec, size)
+    assert found.shape == ((2, 4, 3, 4) if padded else (2, 4, 2, 3))
+    assert found[0, 0].flatten().tolist() == list(range(found[0, 0].numel()))  # row by row
+    assert torch.equal(as_tokens(found, tokens, spec), tokens)
 
 
 def spec(stride):

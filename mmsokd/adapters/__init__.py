@@ -1,6 +1,7 @@
 """Learnable maps between a tap and a loss; training only."""
 
 from mmsokd.adapters.conv import ConvAdapter, ResizeAdapter, SoKDAdapter
+from mmsokd.adapters.linear import LinearAdapter
 from mmsokd.adapters.reviewkd import ReviewKDAdapter
 
-__all__ = ['ConvAdapter', 'ResizeAdapter', 'ReviewKDAdapter', 'SoKDAdapter']
+__all__ = ['ConvAdapter', 'LinearAdapter', 'ResizeAdapter', 'ReviewKDAdapter', 'SoKDAdapter']

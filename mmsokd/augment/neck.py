@@ -34,8 +34,12 @@ class FeatureAugmentationNeck(BaseModule):
     teacher *towards* the student.
 
     Args:
-        at: the teacher's layer whose output is replaced, so that its logits follow; None refines each feature term's
-            own tapped feature beside the teacher's forward.
+        at: the teacher's layer whose output is replaced, so that its logits follow. Feature terms that tap the teacher
+            before it, and all of them where it is None, have their own tapped feature refined beside its forward.
+        student_at: the student's layer that ``at`` is compared with; ``at`` by default.
+        resize: how the student's map of another size is brought to the teacher's, as in
+            :class:`~mmsokd.adapters.ConvAdapter`; None refuses it.
+        teacher: whose layer ``at`` is, where there are several teachers.
         estimator: gradient of the discrete choices: ``'straight_through'`` Gumbel-softmax and relaxed Bernoulli [a
             public review], or ``'relax'`` [authors' fork].
         magnitude_grad: gradient of the levels: ``'straight_through'``, dF~/dm = 1 where the operation fires [authors'
@@ -52,6 +56,9 @@ class FeatureAugmentationNeck(BaseModule):
     def __init__(
         self,
         at: str | None = None,
+        student_at: str | None = None,
+        resize: str | None = None,
+        teacher: str | None = None,
         estimator: str = 'straight_through',
         magnitude_grad: str = 'straight_through',
         temperature: float = 0.5,
@@ -66,9 +73,18 @@ class FeatureAugmentationNeck(BaseModule):
         check_positive('refine.temperature', temperature)
         for key, value in (('per_sample', per_sample), ('per_term', per_term), ('rescale_drop', rescale_drop)):
             check_bool(f'refine.{key}', value)
-        if at is not None and not isinstance(at, str):
-            raise ValueError(f"refine.at: expected the path of a layer, such as 'backbone.layer3', found {at!r}")
+        for key, value in (('at', at), ('student_at', student_at)):
+            if value is not None and not isinstance(value, str):
+                raise ValueError(
+                    f"refine.{key}: expected the path of a layer, such as 'backbone.layer3', found {value!r}"
+                )
+        for key, value in (('student_at', student_at), ('resize', resize), ('teacher', teacher)):
+            if value is not None and at is None:
+                raise ValueError(f"refine.{key}: expected None without 'at', found {value!r}")
         self.at = at
+        self.student_at = student_at
+        self.resize = resize
+        self.teacher = teacher
         self.estimator = estimator
         self.magnitude_grad = magnitude_grad
         self.temperature = temperature

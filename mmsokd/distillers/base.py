@@ -85,7 +85,7 @@ class Distiller(BaseModel):
         if not keep_host and areas is None:
             raise ValueError("keep_host: expected True where 'areas' is None, found False: nothing would be distilled")
         self.terms = ModuleDict({name: Term(name, cfg, list(self._teachers)) for name, cfg in terms.items()})
-        self.refine = Refiner(refine) if refine is not None else None
+        self.refine = Refiner(refine, list(self._teachers)) if refine is not None else None
         self.areas = Areas(areas) if areas is not None else None
         self._connect(probe_size)
 
@@ -108,11 +108,9 @@ class Distiller(BaseModel):
     def _connect(self, size: int) -> None:
         """Dry-run every model once, match the taps' levels, and build what depends on their shapes."""
         taps: dict[str, list[str]] = {STUDENT: [], **{name: [] for name in self._teachers}}
-        for term in self.terms.values():
+        for term in (*self.terms.values(), *([self.refine.regressor] if self._at is not None else [])):
             taps[STUDENT].append(term.student_tap)
             taps[term.teacher_name].append(term.teacher_tap)
-        if self._at is not None:
-            taps = {name: [*paths, self._at] for name, paths in taps.items()}
         self._student_taps = list(dict.fromkeys(taps[STUDENT]))
         with _telling('student'):
             probes = {STUDENT: probe(self.student, self._student_taps, size)}
@@ -125,7 +123,7 @@ class Distiller(BaseModel):
             teacher.match_normalization(self.data_preprocessor)
         for term in self.terms.values():
             has_areas = self.areas is not None and term.wants_areas
-            is_refined = self.refine is not None and self._at is None and term.wants_refine
+            is_refined = self.refine is not None and term.wants_refine and not self.refine.is_followed_by(term, probes)
             term.build(
                 probes[STUDENT].specs[term.student_tap],
                 probes[term.teacher_name].specs[term.teacher_tap],
@@ -237,9 +235,9 @@ class Distiller(BaseModel):
     ) -> dict[str, Levels]:
         """Run the teachers that some term needs in this step."""
         needed = {self.terms[name].teacher_name for name, weight in weights.items() if weight > 0}
-        replace = {self._at: step.replace} if self._at is not None else None
+        replace = {self.refine.regressor.teacher_name: {self._at: step.replace}} if self._at is not None else {}
         return {
-            name: teacher.features(inputs, data_samples, replace)
+            name: teacher.features(inputs, data_samples, replace.get(name))
             for name, teacher in self._teachers.items()
             if name in needed
         }
@@ -279,7 +277,7 @@ class Distiller(BaseModel):
         losses.update(_sum_areas(results))
         if step is not None:
             if self._at is not None:
-                losses['sokd.loss_fit'] = step.fit(feats[STUDENT][self._at])
+                losses['sokd.loss_fit'] = step.fit(feats[STUDENT][self.refine.regressor.student_tap])
             losses.update(step.finish())
         return losses
 

@@ -7,56 +7,93 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.model import BaseModule, ModuleDict, ModuleList
+from mmengine.model import BaseModule, ModuleDict
 from torch import Tensor
-from torch.nn import functional as F
 
+from mmsokd.augment import FeatureAugmentationNeck
+from mmsokd.checks import check_choice
 from mmsokd.distillers.parts import build_part
 from mmsokd.distillers.term import STUDENT, Term
-from mmsokd.registry import MODELS
-from mmsokd.taps import FeatureSpec, Probe, match_levels
+from mmsokd.taps import Probe, as_map, as_tokens
 
 _SHARED = 'shared'
 
 
+class Regressor(Term):
+    """What ``at`` needs beside the policy: the student's layer in the teacher's width and size, for L_aug.
+
+    A term like any other, with FitNet's regressor and loss [ours]; but it learns from the detached student, so that the
+    host stays what it is.
+
+    Args:
+        neck: names the layers, the resize and the teacher.
+        teachers: the names of the distiller's.
+
+    Raises:
+        ValueError: ``neck.teacher`` is none of them, or missing beside several.
+    """
+
+    maps_only = True
+    resize_by = "resize='bilinear'"
+
+    def __init__(self, neck: FeatureAugmentationNeck, teachers: Sequence[str]) -> None:
+        cfg = dict(
+            type='mmsokd.FitNetLoss',
+            student_tap=neck.student_at or neck.at,
+            teacher_tap=neck.at,
+            adapter=dict(type='mmsokd.ConvAdapter', resize=neck.resize),
+        )
+        if neck.teacher is not None or len(teachers) > 1:
+            check_choice('refine.teacher', neck.teacher, teachers)
+            cfg['teacher'] = neck.teacher
+        super().__init__('loss_fit', cfg, teachers, key='refine')
+
+
 class Refiner(BaseModule):
-    """The augmentation policy, or one a term, and the adapter that ``at`` needs.
+    """The augmentation policy, or one a term, and the regressor that ``at`` needs.
 
     Args:
         cfg: config of a :class:`~mmsokd.augment.FeatureAugmentationNeck`.
+        teachers: the names of the distiller's.
+
+    Raises:
+        ValueError: as :class:`Regressor` does.
     """
 
-    def __init__(self, cfg: Mapping) -> None:
+    def __init__(self, cfg: Mapping, teachers: Sequence[str]) -> None:
         super().__init__()
         self._cfg = cfg
-        self.necks = ModuleDict({_SHARED: build_part('refine', cfg)})
+        neck = build_part('refine', cfg)
+        self.necks = ModuleDict({_SHARED: neck})
+        self.regressor = Regressor(neck, teachers) if neck.at is not None else None
 
     @property
     def at(self) -> str | None:
         """The teacher's layer whose output is replaced, or None: each term's own feature is refined beside it."""
-        return next(iter(self.necks.values())).at
+        return self.regressor.teacher_tap if self.regressor is not None else None
+
+    def is_followed_by(self, term: Term, probes: Mapping[str, Probe]) -> bool:
+        """Whether a term taps the teacher at or behind ``at``: it then gets what the refined layer made of it."""
+        own = self.regressor is not None and term.teacher_name == self.regressor.teacher_name
+        return own and not probes[term.teacher_name].precedes(term.teacher_tap, self.at)
 
     def connect(self, terms: Mapping[str, Term], probes: Mapping[str, Probe]) -> None:
         """Choose the terms that are refined, and build what depends on the dry runs, of the student and the teachers.
 
         Raises:
-            ValueError: ``at`` with several teachers, with ``per_term``, or at levels that do not match; or there is
-                nothing to refine.
+            ValueError: ``at`` with ``per_term``, or at levels that do not match; or there is nothing to refine.
         """
         neck = self.necks[_SHARED]
-        if self.at is not None:
+        followers = {name: term for name, term in terms.items() if self.is_followed_by(term, probes)}
+        features = [name for name, term in terms.items() if term.wants_refine and term.is_feature]
+        self.names = [name for name in features if name not in followers]
+        if self.regressor is not None:
             if neck.per_term:
                 raise ValueError("refine.per_term: expected False beside 'at' (one layer, one policy), found True")
-            teachers = sorted(set(probes) - {STUDENT})
-            if len(teachers) != 1:
-                raise ValueError(f'refine.at: expected one teacher, found {teachers}')
-            teacher = probes[teachers[0]]
-            self._check_at(terms, teacher)
-            self._connect_at(probes[STUDENT].specs[self.at], teacher.specs[self.at])
-            self.names: list[str] = []
-            return
-        self.names = [name for name, term in terms.items() if term.wants_refine and term.is_feature]
-        if not self.names:
+            self._check_at(terms, followers, probes[self.regressor.teacher_name])
+            self.levels = probes[self.regressor.teacher_name].specs[self.at]
+            self.regressor.build(probes[STUDENT].specs[self.regressor.student_tap], self.levels)
+        elif not self.names:
             raise ValueError(
                 "refine: expected a term that compares features (N, C, H, W), found none; give refine=dict(at='...') "
                 'to refine a layer of the teacher from which its logits follow, or refine=None'
@@ -66,12 +103,7 @@ class Refiner(BaseModule):
             for salt, neck in enumerate(self.necks.values()):
                 neck.policy.salt = salt
 
-    def _check_at(self, terms: Mapping[str, Term], teacher: Probe) -> None:
-        followers = {
-            name: term
-            for name, term in terms.items()
-            if term.teacher_name != STUDENT and not teacher.precedes(term.teacher_tap, self.at)
-        }
+    def _check_at(self, terms: Mapping[str, Term], followers: Mapping[str, Term], teacher: Probe) -> None:
         stubborn = [name for name, term in followers.items() if not term.wants_refine]
         if stubborn:
             raise ValueError(
@@ -79,7 +111,7 @@ class Refiner(BaseModule):
                 'teacher runs once, and what lies behind that layer follows it for every term'
             )
         if not followers:
-            taps = [term.teacher_tap for term in terms.values() if term.teacher_name != STUDENT]
+            taps = [t.teacher_tap for t in terms.values() if t.teacher_name == self.regressor.teacher_name]
             raise ValueError(
                 f"refine.at: expected a term that taps the teacher at or behind '{self.at}', found only {taps}, "
                 'which it would not change'
@@ -89,24 +121,6 @@ class Refiner(BaseModule):
                 'refine.at: expected a layer of the teacher that gives its whole output in one call, without an '
                 f"index, such as 'backbone.layer3', found '{self.at}'"
             )
-
-    def _connect_at(self, student: Sequence[FeatureSpec], teacher: Sequence[FeatureSpec]) -> None:
-        self.pairs = match_levels(student, teacher)
-        sizes = [(student[i].size, teacher[j].size) for i, j in self.pairs or []]
-        tokens = any(spec.extra is not None for spec in (*student, *teacher))
-        if not sizes or tokens or any(s != t or len(s) != 2 for s, t in sizes):
-            raise ValueError(
-                f'refine.at: expected a layer of maps of one stride in both networks, found sizes '
-                f"{[s.size for s in student]} and {[t.size for t in teacher]} at '{self.at}'"
-            )
-        # L_aug needs the student in the teacher's width [ours: a 1x1 regressor that learns beside, and gives the
-        # student no gradient, so that the host stays what it is].
-        self.regressors = ModuleList(
-            MODELS.build(
-                dict(type='mmsokd.ConvAdapter', in_channels=student[i].channels, out_channels=teacher[j].channels)
-            )
-            for i, j in self.pairs
-        )
 
     def begin(self, inputs: Tensor) -> 'RefineStep':
         """Draw for one step on the batch ``inputs``."""
@@ -118,6 +132,7 @@ class RefineStep:
 
     def __init__(self, refiner: Refiner, inputs: Tensor) -> None:
         self._refiner = refiner
+        self._size = tuple(inputs.shape[-2:])
         self._draws = {name: neck.sample(len(inputs), inputs.device) for name, neck in refiner.necks.items()}
         self._done: dict[tuple, list[Tensor]] = {}
         self._objectives: dict[str, list[Tensor]] = {name: [] for name in self._draws}
@@ -149,27 +164,25 @@ class RefineStep:
     def replace(self, output: Any) -> Any:
         """The output hook of the teacher's layer ``at``: its refined feature goes on through the network."""
         feats = [output] if isinstance(output, Tensor) else list(output)
-        neck = self._refiner.necks[_SHARED]
-        self._replaced = neck(feats, self._draws[_SHARED])
-        self._ratios.append(neck.norm_ratio(self._replaced, feats))
+        neck, specs = self._refiner.necks[_SHARED], self._refiner.levels
+        maps = [as_map(feat, spec, self._size) for feat, spec in zip(feats, specs, strict=True)]
+        done = neck(maps, self._draws[_SHARED])
+        self._ratios.append(neck.norm_ratio(done, maps))
+        with torch.enable_grad():  # around it the teacher runs without, and the policy wants its graph
+            self._replaced = [as_tokens(x, feat, spec) for x, feat, spec in zip(done, feats, specs, strict=True)]
         # A copy: the layer that follows may change its input in place.
         refined = [x.detach().to(f.dtype, copy=True) for x, f in zip(self._replaced, feats, strict=True)]
         return refined[0] if isinstance(output, Tensor) else type(output)(refined)
 
     def fit(self, student: Sequence[Tensor]) -> Tensor:
-        """With ``at``: the regressors' own loss, MSE to ``F~_t`` from the detached student; records L_aug too."""
-        refiner = self._refiner
-        total = student[0].new_zeros((), dtype=torch.float32)
+        """With ``at``: the regressor's own loss to ``F~_t`` from the detached student; records L_aug too."""
+        regressor = self._refiner.regressor
         if self._replaced is None:  # no term needed the teacher in this step; DDP still wants the parameters touched
-            return total + sum(p.sum() * 0.0 for p in refiner.regressors.parameters())
-        pairs = zip(refiner.regressors, refiner.pairs, strict=True)
-        adapted = [regressor(student[i].detach()) for regressor, (i, _) in pairs]
-        targets = [self._replaced[j] for _, j in refiner.pairs]
-        neck = refiner.necks[_SHARED]
-        self._objectives[_SHARED].append(neck.objective(targets, adapted))
-        for a, t in zip(adapted, targets, strict=True):
-            total = total + F.mse_loss(a.float(), t.detach().float())
-        return total
+            return student[0].new_zeros((), dtype=torch.float32) + regressor.untouched()
+        student, teacher = regressor.select([s.detach() for s in student], self._replaced, self._size)
+        adapted = regressor.adapt(student, teacher)
+        self._objectives[_SHARED].append(self._refiner.necks[_SHARED].objective(teacher, adapted))
+        return regressor(adapted, [t.detach() for t in teacher])
 
     def finish(self) -> dict[str, Tensor]:
         """Hand the policies their gradient, if they are searched; the step's diagnostics."""

@@ -2,18 +2,19 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
 from mmsokd import losses
+from mmsokd.adapters import LinearAdapter
 from mmsokd.checks import check_bool, nearest
 from mmsokd.distillers.parts import build_part, part_class
 from mmsokd.distillers.schedule import WeightSchedule
 from mmsokd.registry import MODELS
-from mmsokd.taps import FeatureSpec, as_map, match_levels
+from mmsokd.taps import FeatureSpec, Tap, as_map, match_levels
 
 _KEYS = ('tap', 'student_tap', 'teacher_tap', 'adapter', 'teacher', 'loss_weight', 'refine', 'areas')
 STUDENT = 'student'  # as a term's `teacher`: the student itself, for self-distillation
@@ -26,18 +27,21 @@ class Term(BaseModule):
 
     Args:
         name: its key in ``terms``; contains ``loss``, since MMEngine sums only such keys.
-        cfg: ``type`` and the loss's own arguments; ``tap``, or ``student_tap`` and ``teacher_tap``; ``adapter``,
-            ``teacher``, ``loss_weight``, ``refine``, ``areas``. While its weight is 0 a term is left out, with its
-            areas; the weights of SoKD's own losses are in ``areas``, apart from it.
+        cfg: ``type`` and the loss's own arguments; ``tap``, or ``student_tap`` and ``teacher_tap``, each a path or a
+            list of paths; ``adapter``, ``teacher``, ``loss_weight``, ``refine``, ``areas``. While its weight is 0 a
+            term is left out, with its areas; the weights of SoKD's own losses are in ``areas``, apart from it.
         teachers: the names of the distiller's teachers; a term names one where there are several.
+        key: where the config has it, for messages; ``terms.<name>`` by default.
 
     Raises:
         ValueError, TypeError: a key is missing, doubled or unknown; the message names it.
     """
 
-    def __init__(self, name: str, cfg: Mapping[str, Any], teachers: Sequence[str]) -> None:
+    maps_only: ClassVar[bool] = False  # whatever the loss does
+
+    def __init__(self, name: str, cfg: Mapping[str, Any], teachers: Sequence[str], key: str | None = None) -> None:
         super().__init__()
-        key = f'terms.{name}'
+        key = key or f'terms.{name}'
         if 'loss' not in name:
             raise ValueError(f"{key}: expected a name that contains 'loss' (MMEngine sums only those), found {name!r}")
         if '.' in name:
@@ -57,15 +61,22 @@ class Term(BaseModule):
         self.adapter_cfg = cfg.pop('adapter', 'inferred')
         self._loss_cfg = cfg
 
-    def _pop_taps(self, cfg: dict) -> tuple[str, str]:
+    def _pop_taps(self, cfg: dict) -> tuple[Tap, Tap]:
         if 'tap' in cfg:
             if 'student_tap' in cfg or 'teacher_tap' in cfg:
                 raise ValueError(f"{self.key}: expected 'tap', or 'student_tap' and 'teacher_tap', found both")
-            tap = cfg.pop('tap')
-            return tap, tap
+            return (self._pop_tap(cfg, 'tap'),) * 2
         if 'student_tap' not in cfg or 'teacher_tap' not in cfg:
             raise ValueError(f"{self.key}: expected 'tap', or 'student_tap' and 'teacher_tap', found {sorted(cfg)}")
-        return cfg.pop('student_tap'), cfg.pop('teacher_tap')
+        return self._pop_tap(cfg, 'student_tap'), self._pop_tap(cfg, 'teacher_tap')
+
+    def _pop_tap(self, cfg: dict, key: str) -> Tap:
+        tap = cfg.pop(key)
+        if not isinstance(tap, list | tuple):
+            return tap
+        if not tap or not all(isinstance(path, str) for path in tap):
+            raise ValueError(f'{self.key}.{key}: expected a path, or a list of paths, found {tap!r}')
+        return tuple(tap)
 
     def _pop_teacher(self, cfg: dict, teachers: Sequence[str]) -> str:
         choices = [*teachers, STUDENT]
@@ -98,16 +109,19 @@ class Term(BaseModule):
             ValueError: the levels, channels or sizes cannot be brought together.
         """
         pairs = match_levels(student, teacher)
+        if pairs is None and self._resizes and len(student) == len(teacher):
+            pairs = [(i, i) for i in range(len(student))]
         if pairs is None:
             raise ValueError(
                 f'{self.key}: expected each student level to have a teacher level of its stride, found strides '
                 f'{[s.stride for s in student]} at {self.student_tap!r} of the student and '
-                f'{[t.stride for t in teacher]} '
-                f"at {self.teacher_tap!r} of the teacher; tap some of them as '{self.student_tap}[:3]'"
+                f'{[t.stride for t in teacher]} at {self.teacher_tap!r} of the teacher; tap as many levels on both '
+                f'sides and give {self.resize_by}, or write one term a level'
             )
         self.pairs = pairs
         self.specs = [(student[i], teacher[j]) for i, j in pairs]
         self.equal_channels = (equal_channels and self.is_feature) or self._asks('same_channels')
+        self._check_ranks()
         self.adapter = self._build_adapter(self._asks('default_adapter') or default_adapter)
         adapters = self.adapter if isinstance(self.adapter, PerLevel) else [self.adapter] * len(pairs)
         self.losses = ModuleList(self._build_loss(s, t, a) for (s, t), a in zip(self.specs, adapters, strict=True))
@@ -126,6 +140,28 @@ class Term(BaseModule):
         return all(len(s.size) == len(t.size) == 2 for s, t in self.specs)
 
     @property
+    def _resizes(self) -> bool:
+        """Whether the config says how maps of unequal size are brought together."""
+        return isinstance(self.adapter_cfg, Mapping) and self.adapter_cfg.get('resize') is not None
+
+    @property
+    def _where(self) -> str:
+        return f'{self.student_tap!r} of the student and {self.teacher_tap!r} of the teacher'
+
+    def _check_ranks(self) -> None:
+        """Maps with maps, vectors with vectors; maps alone where the loss needs them."""
+        wants_maps = self.maps_only or getattr(self._loss_cls, 'maps_only', False)
+        wants_alike = self.equal_channels or self._asks('same_size') or self._resizes
+        for s, t in self.specs:
+            if (wants_maps and not len(s.size) == len(t.size) == 2) or (wants_alike and len(s.size) != len(t.size)):
+                expected = 'maps (N, C, H, W)' if wants_maps else 'two maps, or two vectors or rows of tokens'
+                raise ValueError(
+                    f'{self.key}: expected {expected}, found {_shape(s)} and {_shape(t)} at {self._where}; tap a layer '
+                    'that gives a map, such as a stage of the backbone before its pooling, or, for a transformer, a '
+                    "layer of the backbone whose tokens 'probe_size' divides into a grid"
+                )
+
+    @property
     def channels(self) -> list[int]:
         """The teacher's channels, level by level."""
         return [t.channels for _, t in self.specs]
@@ -136,10 +172,13 @@ class Term(BaseModule):
         key = f'{self.key}.adapter'
         if cfg == 'inferred' and default is not None and _is_pyramid(MODELS.get(default)):
             cfg = dict(type=default)
-        if cfg not in (None, 'inferred') and _is_pyramid(part_class(key, cfg)):
-            students, teachers = zip(*self.specs, strict=True)
-            widths = [s.channels for s in students], [t.channels for t in teachers]
-            return build_part(key, cfg, in_channels=widths[0], out_channels=widths[1])
+        if cfg not in (None, 'inferred'):
+            cls = part_class(key, cfg)
+            self._check_kind(cls)
+            if _is_pyramid(cls):
+                students, teachers = zip(*self.specs, strict=True)
+                widths = [s.channels for s in students], [t.channels for t in teachers]
+                return build_part(key, cfg, in_channels=widths[0], out_channels=widths[1])
         adapters = PerLevel(self._build_level_adapter(cfg, default, s, t) for s, t in self.specs)
         for adapter, (s, t) in zip(adapters, self.specs, strict=True):
             self._check_fit(adapter, s, t)
@@ -159,8 +198,9 @@ class Term(BaseModule):
             return build_part(key, cfg, **found)
         if default is not None and self.is_feature:
             return MODELS.build(dict(type=default, **self._dense_options(s, t)))
-        if s.channels != t.channels and self.equal_channels and self.is_feature:
-            return MODELS.build(dict(type='mmsokd.ConvAdapter', in_channels=s.channels, out_channels=t.channels))
+        if s.channels != t.channels and self.equal_channels and not self._asks('on_logits'):
+            kind = f'mmsokd.{self._plain_adapter}'
+            return MODELS.build(dict(type=kind, in_channels=s.channels, out_channels=t.channels))
         return nn.Identity()
 
     def _build_loss(self, s: FeatureSpec, t: FeatureSpec, adapter: nn.Module) -> nn.Module:
@@ -181,34 +221,52 @@ class Term(BaseModule):
             in_channels=s.channels, out_channels=t.channels, feat_channels=width, signed=t.signed, norm_cfg=norm
         )
 
+    @property
+    def _plain_adapter(self) -> str:
+        return 'ConvAdapter' if self._are_maps else 'LinearAdapter'
+
+    def _check_kind(self, cls: type) -> None:
+        """An adapter that resizes, or fuses levels, is made for maps, a linear one for anything else."""
+        on_maps = 'resize' in inspect.signature(cls).parameters or _is_pyramid(cls)
+        if issubclass(cls, LinearAdapter) if self._are_maps else on_maps:
+            found = ', '.join(f'{_shape(s)} and {_shape(t)}' for s, t in self.specs)
+            raise ValueError(
+                f"{self.key}.adapter: expected none, or dict(type='mmsokd.{self._plain_adapter}'), for {found} at "
+                f'{self._where}, found {cls.__name__}'
+            )
+
     def _check_fit(self, adapter: nn.Module, s: FeatureSpec, t: FeatureSpec) -> None:
-        where = f'{self.student_tap!r} of the student and {self.teacher_tap!r} of the teacher'
         if _keeps_channels(adapter) and s.channels != t.channels and self.equal_channels:
-            mend = "leave 'adapter' out, or give dict(type='mmsokd.ConvAdapter')"
+            mend = f"leave 'adapter' out, or give dict(type='mmsokd.{self._plain_adapter}')"
             if self._asks('on_logits'):
                 mend = 'logits are compared class by class: are both models made for the same classes?'
             raise ValueError(
                 f'{self.key}.adapter: expected equal channels without an adapter, found {s.channels} and '
-                f'{t.channels} at {where}; {mend}'
+                f'{t.channels} at {self._where}; {mend}'
             )
         fits = s.size == t.size or not (self._asks('same_size') or self.equal_channels)
         if not fits and getattr(adapter, 'resize', None) is None:
-            kind = 'ResizeAdapter' if self._asks('on_logits') else 'ConvAdapter'
+            mend = f'give {self.resize_by}, or tap another layer' if self._are_maps else 'tap another layer'
             raise ValueError(
                 f'{self.key}: expected equal sizes, found {s.size} (stride {s.stride}) and {t.size} '
-                f"(stride {t.stride}) at {where}; give adapter=dict(type='mmsokd.{kind}', "
-                "resize='bilinear'), or tap another layer"
+                f'(stride {t.stride}) at {self._where}; {mend}'
             )
+
+    @property
+    def resize_by(self) -> str:
+        """What the config says to bring maps of unequal size together, for messages."""
+        kind = 'ResizeAdapter' if self._asks('on_logits') else 'ConvAdapter'
+        return f"adapter=dict(type='mmsokd.{kind}', resize='bilinear')"
 
     def select(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], size: tuple[int, int]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The matched levels of both sides, tokens as maps; ``size`` is that of the batch's pictures."""
-        chosen = [(student[i], teacher[j]) for i, j in self.pairs]
-        return tuple(
-            [as_map(level, spec, size) for level, spec in zip(levels, specs, strict=True)]
-            for levels, specs in zip(zip(*chosen, strict=True), zip(*self.specs, strict=True), strict=True)
-        )
+        students, teachers = [], []
+        for (i, j), (s, t) in zip(self.pairs, self.specs, strict=True):
+            students.append(as_map(_last_queries(student[i], s, teacher[j], t), s, size))
+            teachers.append(as_map(teacher[j], t, size))
+        return students, teachers
 
     def adapt(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Tensor]:
         """``Phi_s(F_s)``, level by level, in the teacher's width and size."""
@@ -251,6 +309,17 @@ class PerLevel(ModuleList):
             feat if isinstance(adapter, nn.Identity) else adapter(feat, size)
             for adapter, feat, size in zip(self, feats, sizes, strict=True)
         ]
+
+
+def _last_queries(student: Tensor, s: FeatureSpec, teacher: Tensor, t: FeatureSpec) -> Tensor:
+    """The student's queries (N, L, C) that the teacher has too: a DINO in training puts its denoising ones first."""
+    more = s.size == t.size and len(s.size) == 1 and student.shape[1] > teacher.shape[1]
+    return student[:, -teacher.shape[1] :] if more else student
+
+
+def _shape(spec: FeatureSpec) -> str:
+    kind = ('vectors', 'tokens', 'a map')[len(spec.size)]
+    return f'{kind} of {spec.channels} channels' + (f' and size {spec.size}' if spec.size else '')
 
 
 def _is_pyramid(cls: type) -> bool:

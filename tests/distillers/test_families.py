@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import torch
 from mmengine.config import ConfigDict
 from mmengine.hub import get_config
 
@@ -111,6 +112,39 @@ def detr(channels):
     return 'detr/detr_r50_8xb2-150e_coco.py', changes
 
 
+def dino(_):
+    channels = 256  # mmdet writes it into the encoding of a box
+
+    def attention(levels):
+        return dict(embed_dims=channels, num_heads=4, num_levels=levels)
+
+    ffn = 'layer_cfg.ffn_cfg'
+    changes = {
+        'backbone.depth': 18,
+        'backbone.base_channels': 8,
+        'backbone.init_cfg': None,
+        'backbone.norm_cfg.requires_grad': True,
+        'backbone.frozen_stages': -1,
+        'neck.in_channels': [16, 32, 64],
+        'neck.out_channels': channels,
+        'neck.norm_cfg.num_groups': 4,
+        'num_queries': 20,
+        'encoder.num_layers': 1,
+        'decoder.num_layers': 2,
+        'encoder.layer_cfg.self_attn_cfg': attention(4),
+        'decoder.layer_cfg.self_attn_cfg': dict(embed_dims=channels, num_heads=4),
+        'decoder.layer_cfg.cross_attn_cfg': attention(4),
+        f'encoder.{ffn}.embed_dims': channels,
+        f'encoder.{ffn}.feedforward_channels': 32,
+        f'decoder.{ffn}.embed_dims': channels,
+        f'decoder.{ffn}.feedforward_channels': 32,
+        'positional_encoding.num_feats': channels // 2,
+        'bbox_head.embed_dims': channels,
+        'dn_cfg.group_cfg.num_dn_queries': 10,
+    }
+    return 'dino/dino-4scale_r50_8xb2-12e_coco.py', changes
+
+
 FAMILIES = {
     'two-stage': (two_stage, 'rpn_head.rpn_cls', 5),
     'one-stage': (one_stage, 'bbox_head.retina_cls', 5),
@@ -118,13 +152,14 @@ FAMILIES = {
     'yolox': (yolox, 'bbox_head.multi_level_conv_cls.0', 1),
     'rtmdet': (rtmdet, 'bbox_head.rtm_cls.0', 1),
     'detr': (detr, 'decoder.layers.1', 1),
+    'dino': (dino, 'decoder.layers.1', 1),
 }
 
 
 def build(family, kind, terms):
     use_scope('mmdet')
     models = []
-    for channels in (16, 16 if family is detr else 24):
+    for channels in (16, 24):
         path, changes = family(channels)
         models.append(override(get_config(f'mmdet::{path}').model, changes))
     student, teacher = models
@@ -147,3 +182,46 @@ def test_steps_with_sokd_on_the_neck_and_a_hint_in_the_head(name):
     assert total.isfinite()
     forgotten = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not forgotten
+
+
+@pytest.mark.parametrize(
+    ('name', 'tap'),
+    [
+        ('detr', 'decoder'),
+        ('two-stage', 'roi_head.bbox_head.shared_fcs.1'),
+        ('two-stage', 'roi_head.bbox_head.fc_cls'),
+        ('two-stage', 'roi_head.bbox_roi_extractor'),
+    ],
+)
+def test_rows_that_are_no_pictures_are_refused(name, tap):
+    with pytest.raises(ValueError, match=f"student: tap '{tap}': expected the batch as first dimension"):
+        build(FAMILIES[name][0], 'Distiller', dict(loss_a=dict(NECK, tap=tap)))
+
+
+def test_a_convolution_is_not_for_queries():
+    term = dict(NECK, tap='decoder.layers.1', adapter=dict(type='mmsokd.ConvAdapter'))
+    message = r"loss_a\.adapter: expected none, or .*LinearAdapter'\), for tokens of 16 channels and size \(20,\)"
+    with pytest.raises(ValueError, match=f'{message} .*found ConvAdapter'):
+        build(detr, 'Distiller', dict(loss_a=term))
+    with pytest.raises(ValueError, match=r'equal channels .*, found 16 and 24 .*LinearAdapter'):
+        build(detr, 'Distiller', dict(loss_a=dict(term, adapter=None)))
+
+
+def test_the_denoising_queries_are_not_compared():
+    model = build(dino, 'Distiller', dict(loss_a=dict(NECK, tap='decoder.layers.1')))
+    data = model.data_preprocessor(raw_batch(size=128), True)
+    with model._tap as tapped:
+        model.student(**data, mode='loss')
+    (student,) = tapped['decoder.layers.1']
+    teacher = model._teachers['teacher'].features(**data)['decoder.layers.1']
+    assert student.shape[1] > teacher[0].shape[1] == 20
+    (chosen,), _ = model.terms['loss_a'].select([student], teacher, (128, 128))
+    assert torch.equal(chosen, student[:, student.shape[1] - 20 :])  # mmdet's DINO: cat([denoising, matching], 1)
+
+
+def test_a_map_is_not_compared_with_queries():
+    adapter = dict(type='mmsokd.ConvAdapter', resize='bilinear')
+    term = dict(NECK, tap='decoder.layers.1', adapter=adapter)
+    del term['tap']
+    with pytest.raises(ValueError, match=r'loss_a: expected two maps, .*found a map of 16 .* tokens of 24 .*\(20,\)'):
+        build(detr, 'Distiller', dict(loss_a=dict(term, student_tap='neck', teacher_tap='decoder.layers.1')))

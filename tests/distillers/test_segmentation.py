@@ -36,6 +36,36 @@ def test_feature_taps_with_sokd(tap):
     assert log['decode.loss_ce'] > 0
 
 
+AUXILIARY = dict(
+    type='FCNHead',
+    in_channels=32,
+    in_index=2,
+    channels=12,
+    num_convs=1,
+    concat_input=False,
+    dropout_ratio=0,
+    num_classes=4,
+    norm_cfg=dict(type='BN'),
+    align_corners=False,
+    loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
+)
+
+
+@pytest.mark.parametrize(
+    ('heads', 'tap'),
+    [(AUXILIARY, 'auxiliary_head.conv_seg'), ([AUXILIARY, AUXILIARY], ['auxiliary_head.1.convs', 'backbone.layer1'])],
+)
+def test_auxiliary_heads_can_be_tapped(heads, tap):
+    terms = dict(
+        loss_main=dict(FITNET, tap='decode_head.conv_seg'), loss_aux=dict(FITNET, tap=tap, refine=False, areas=False)
+    )
+    student, teacher = segmentor(8, auxiliary_head=heads), segmentor(8, auxiliary_head=heads)
+    model = distiller('Distiller', student=student, teacher=teacher, terms=terms).train()
+    log = model.train_step(raw_batch(), OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.01)))
+    assert log['distill.loss_aux'] > 0
+    assert log['distill.loss_main'] > 0
+
+
 def test_dense_logits_follow_the_refined_layer():
     terms = dict(loss_logits=dict(FITNET, tap='decode_head.conv_seg', areas=False))
     refine = dict(type='mmsokd.FeatureAugmentationNeck', at='backbone.layer4')

@@ -65,13 +65,3 @@ def test_a_transformer_learns_from_itself_in_another_width():
         terms=dict(loss_hint=term),
     ).train()
     assert model(*images(), mode='loss')['distill.loss_hint'] > 0
-
-
-def test_a_transformers_layer_cannot_be_replaced():
-    refine = dict(type='mmsokd.FeatureAugmentationNeck', at='backbone.layers.1')
-    with pytest.raises(ValueError, match=r'refine\.at: expected a layer of maps'):
-        distiller(
-            student=classifier(backbone=VIT, neck=None, head=dict(type='VisionTransformerClsHead', in_channels=24)),
-            terms=dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='backbone.layers.1')),
-            refine=refine,
-        )

@@ -1,0 +1,125 @@
+"""What a term may tap: one path or several; maps, vectors and tokens; and what it says where the two sides differ."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mmsokd.losses import TermLoss
+from tests.builders import classifier, distiller, losses_of, raw_cls_batch, retinanet
+
+FITNET = dict(type='mmsokd.FitNetLoss')
+STAGES = [f'backbone.layer{i}' for i in (1, 2, 3, 4)]
+
+
+def classifiers(kind='Distiller', **term):
+    widths = dict(student=classifier(8), teacher=classifier(12))
+    return distiller(kind, **widths, terms=dict(loss_a=dict(FITNET, **term)), probe_size=64).train()
+
+
+def test_a_list_of_paths_is_a_pyramid():
+    review = dict(type='mmsokd.ReviewKDLoss', adapter=dict(type='mmsokd.ReviewKDAdapter', norm_cfg=None), tap=STAGES)
+    model = classifiers('SoKDDistiller', **review)
+    assert [(s.channels, t.channels, s.stride) for s, t in model.terms['loss_a'].specs] == [
+        (8, 12, 4),
+        (16, 24, 8),
+        (32, 48, 16),
+        (64, 96, 32),
+    ]
+    losses = losses_of(model, raw_cls_batch())
+    assert losses['distill.loss_a'] > 0
+    assert losses['sokd.loss_area'] > 0
+    model.parse_losses(losses)[0].backward()
+    assert model.student.backbone.layer4[1].conv2.weight.grad.abs().sum() > 0
+
+
+def test_a_list_gives_what_a_module_of_many_outputs_gives():
+    backbone = dict(classifier(8)['backbone'], out_indices=(0, 1, 2, 3))
+    student = classifier(8, backbone=backbone)
+    terms = dict(
+        loss_a=dict(FITNET, tap=STAGES, teacher='student', adapter=None),
+        loss_b=dict(FITNET, student_tap=STAGES, teacher_tap='backbone', teacher='student', adapter=None),
+    )
+    model = distiller('Distiller', student=student, teacher=None, terms=terms, probe_size=64).train()
+    losses = losses_of(model, raw_cls_batch())
+    assert losses['distill.loss_a'] == losses['distill.loss_b'] == 0
+
+
+@pytest.mark.parametrize('tap', [[], ['neck', 3], [['neck']]])
+def test_a_list_of_something_else(tap):
+    with pytest.raises(ValueError, match=r'terms\.loss_a\.tap: expected a path, or a list of paths, found \['):
+        classifiers(tap=tap)
+
+
+def test_vectors_of_unequal_width():
+    model = classifiers(tap='neck')
+    (linear,) = model.terms['loss_a'].adapter
+    data = model.data_preprocessor(raw_cls_batch(), True)
+    with model._tap as tapped:
+        model.student(**data, mode='loss')
+    student, teacher = tapped['neck'][0], model._teachers['teacher'].features(**data)['neck'][0]
+    assert (student.shape, teacher.shape) == ((2, 64), (2, 96))
+    expected = F.mse_loss(student @ linear.linear.weight.T + linear.linear.bias, teacher)
+    got = model.terms['loss_a'](model.terms['loss_a'].adapt([student], [teacher]), [teacher])
+    torch.testing.assert_close(got, expected)
+    assert losses_of(model, raw_cls_batch())['distill.loss_a'] > 0
+
+
+@pytest.mark.parametrize(
+    ('term', 'message'),
+    [
+        (
+            dict(tap='neck', adapter=dict(type='mmsokd.ConvAdapter', resize='conv')),
+            r"loss_a\.adapter: expected none, or dict\(type='mmsokd\.LinearAdapter'\), for vectors of 64 .*ConvAdapter",
+        ),
+        (
+            dict(tap='backbone.layer2', adapter=dict(type='mmsokd.LinearAdapter')),
+            r"loss_a\.adapter: expected none, or dict\(type='mmsokd\.ConvAdapter'\), for a map of 16 .*LinearAdapter",
+        ),
+        (dict(tap='neck', adapter=None), r'equal channels without an adapter, found 64 and 96 .*LinearAdapter'),
+        (
+            dict(
+                student_tap='backbone.layer4',
+                teacher_tap='neck',
+                adapter=dict(type='mmsokd.ConvAdapter', resize='bilinear'),
+            ),
+            r'loss_a: expected two maps, .*found a map of 64 channels and size \(2, 2\) and vectors of 96 channels',
+        ),
+        (dict(tap='neck', type='mmsokd.ReviewKDLoss'), r'terms\.loss_a.*vectors'),
+    ],
+)
+def test_kinds_that_do_not_fit(term, message):
+    with pytest.raises(ValueError, match=message):
+        classifiers(**term)
+
+
+def test_a_loss_that_looks_at_pictures_may_compare_a_map_with_vectors():
+    model = classifiers(type='mmsokd.RKDLoss', student_tap='backbone.layer4', teacher_tap='neck')
+    assert losses_of(model, raw_cls_batch(n=4))['distill.loss_a'] > 0
+
+
+class MapsAlone(TermLoss):
+    maps_only = True
+
+    def forward(self, student, teacher):
+        return (student.mean((2, 3)) - teacher.mean((2, 3))).square().mean()
+
+
+def test_a_loss_of_maps_is_told_at_once_what_is_none():
+    adapter = dict(type='mmsokd.ConvAdapter')
+    assert losses_of(classifiers(type=MapsAlone, tap='backbone.layer2', adapter=adapter), raw_cls_batch())
+    message = r"terms\.loss_a: expected maps \(N, C, H, W\), found vectors of 64 .* at 'neck' .*a stage of the backbone"
+    with pytest.raises(ValueError, match=message):
+        classifiers(type=MapsAlone, tap='neck')
+
+
+def test_levels_of_other_strides_pair_by_order_where_a_resize_is_given():
+    sides = dict(student_tap='neck[:2]', teacher_tap='neck[1:]')
+    adapter = dict(type='mmsokd.ConvAdapter', resize='bilinear')
+    model = distiller('Distiller', terms=dict(loss_a=dict(FITNET, **sides, adapter=adapter))).train()
+    assert [(s.stride, t.stride) for s, t in model.terms['loss_a'].specs] == [(8, 16), (16, 32)]
+    assert losses_of(model)['distill.loss_a'] > 0
+    with pytest.raises(ValueError, match=r'found strides \[8, 16\] .* and \[16, 32\] .*one term a level') as caught:
+        distiller(terms=dict(loss_a=dict(FITNET, **sides)))
+    assert '][' not in str(caught.value)
+    with pytest.raises(ValueError, match=r'found strides \[8, 16, 32, 64\] .* and \[8, 16, 32\]'):
+        distiller(student=retinanet(16, levels=4), terms=dict(loss_a=dict(FITNET, tap='neck', adapter=adapter)))
