@@ -30,7 +30,7 @@ class PolicySearchHook(Hook):
     Args:
         mode: ``'fused'`` [ours], first order: the gradient of L_aug that the training forward gives at no extra pass;
             ``'unrolled'`` [authors' fork]: the whole training loss after one virtual SGD step, about four extra passes.
-        search_epochs: epochs to search for.
+        search_epochs: epochs to search for, in every loop passes over the training set.
         search_iters: iterations to search for, instead.
         lr, betas: of Adam.
         weight_decay: pulls the policy back to its start [ours]. The authors' fork has Adam's own, towards zero: a
