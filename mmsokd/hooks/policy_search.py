@@ -198,7 +198,7 @@ class PolicySearchHook(Hook):
     def _watch_ratio(self, runner: Runner, outputs: Any) -> None:
         ratio = (outputs or {}).get('sokd.norm_ratio')
         low, high = self.ratio_range
-        if ratio is None or self._warned or low <= float(ratio) <= high:
+        if ratio is None or self._warned or not (float(ratio) < low or float(ratio) > high):  # NaN: no term is refined
             return
         self._warned = True
         runner.logger.log(
