@@ -327,7 +327,7 @@ def probe(model: nn.Module, taps: Iterable[Tap], size: int) -> Probe:
     taps = list(taps)
     modes = {module: module.training for module in model.modules()}
     device = next((p.device for p in model.parameters()), torch.device('cpu'))
-    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    image = torch.randn(1, _channels(model), size, size, generator=torch.Generator().manual_seed(0)).to(device)
     shape = (size, size)
     sample = BaseDataElement(
         metainfo=dict(
@@ -349,6 +349,15 @@ def probe(model: nn.Module, taps: Iterable[Tap], size: int) -> Probe:
     seen = {path: [_spec(path, x, size, extra) for x in feats[path]] for path in paths}
     specs = {tap: [spec for path in paths_of(tap) for spec in seen[path]] for tap in taps}
     return Probe(specs, feats.order, watch.overwritten)
+
+
+def _channels(model: nn.Module) -> int:
+    """Of the pictures that ``model`` takes: as many as its preprocessor has means, or else as its first convolution
+    takes; a multiple of three is colour, of which some stems make more channels (YOLOX's Focus).
+    """
+    means = getattr(getattr(model, 'data_preprocessor', None), 'mean', ())
+    first = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)
+    return len(means) if len(means) > 1 else 3 if first % 3 == 0 else first
 
 
 class _Watch:

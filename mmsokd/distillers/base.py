@@ -2,7 +2,8 @@
 
 import inspect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,9 +21,21 @@ from mmsokd.distillers.schedule import Clock
 from mmsokd.distillers.teacher import Teacher
 from mmsokd.distillers.term import STUDENT, Term
 from mmsokd.registry import MODELS
-from mmsokd.taps import FeatureTap, probe, run_for_taps
+from mmsokd.taps import Features, FeatureTap, Tap, parse_tap, paths_of, probe, run_for_taps
 
-Levels = dict[str, list[Tensor]]  # tap -> its levels
+Levels = dict[Tap, list[Tensor]]  # tap -> its levels
+Needed = dict[str, list[Tap]]  # teacher -> its taps that some term reads in this step
+Replace = dict[str, dict[str, Callable[[Any], Any]]]  # teacher -> its layer -> function of its output
+# What each plug-in says of a step.
+_REFINE_KEYS = ('sokd.aug', 'sokd.norm_ratio')
+_AREA_KEYS = (
+    'sokd.loss_agreement',
+    'sokd.loss_area',
+    'sokd.loss_anchor',
+    'sokd.mask_cover',
+    'sokd.heat_std',
+    'sokd.area_mean',
+)
 
 
 @MODELS.register_module()
@@ -107,13 +120,14 @@ class Distiller(BaseModel):
 
     def _connect(self, size: int) -> None:
         """Dry-run every model once, match the taps' levels, and build what depends on their shapes."""
-        taps: dict[str, list[str]] = {STUDENT: [], **{name: [] for name in self._teachers}}
+        taps: dict[str, list[Tap]] = {STUDENT: [], **{name: [] for name in self._teachers}}
         for term in (*self.terms.values(), *([self.refine.regressor] if self._at is not None else [])):
             taps[STUDENT].append(term.student_tap)
             taps[term.teacher_name].append(term.teacher_tap)
         self._student_taps = list(dict.fromkeys(taps[STUDENT]))
         with _telling('student'):
             probes = {STUDENT: probe(self.student, self._student_taps, size)}
+        self._student_calls = probes[STUDENT].calls
         self._tap = FeatureTap(self.student, self._student_taps, copied=probes[STUDENT].overwritten)
         for name, teacher in self._teachers.items():
             if not taps[name]:
@@ -121,6 +135,7 @@ class Distiller(BaseModel):
             with _telling(teacher.name):
                 probes[name] = teacher.probe(taps[name], size)
             teacher.match_normalization(self.data_preprocessor)
+            teacher.match_padding(self.data_preprocessor, size)
         for term in self.terms.values():
             has_areas = self.areas is not None and term.wants_areas
             is_refined = self.refine is not None and term.wants_refine and not self.refine.is_followed_by(term, probes)
@@ -134,6 +149,12 @@ class Distiller(BaseModel):
             self.refine.connect(self.terms, probes)
         if self.areas is not None:
             self.areas.connect(self.terms)
+        for name, term in self.terms.items():
+            if not self.keep_host and name in self.areas and not term.weight.is_switch:
+                raise ValueError(
+                    f'{term.key}.loss_weight: expected 1, or dict(stop=...), beside keep_host=False, where the area '
+                    'loss takes the place of the term; areas.area_weight scales that'
+                )
 
     @property
     def _at(self) -> str | None:
@@ -148,9 +169,32 @@ class Distiller(BaseModel):
 
     @property
     def teacher(self) -> torch.nn.Module:
-        """The frozen teacher, where there is but one."""
-        (only,) = self._teachers.values()
-        return only.module
+        """The frozen teacher, where there is but one.
+
+        Raises:
+            ValueError: there is none, or there are several.
+        """
+        if len(self._teachers) != 1:
+            raise ValueError(f'teacher: expected a distiller with one, found {list(self._teachers)}; see .teachers')
+        return next(iter(self._teachers.values())).module
+
+    def __getattr__(self, name: str) -> Any:
+        """What is not here is the student's: its library's hooks and test-time wrappers read it off the model."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            student = vars(self).get('_modules', {}).get('student')  # not there yet while a copy is made
+            if student is None or name.startswith('_'):
+                raise
+        if not hasattr(student, name):
+            raise AttributeError(
+                f"neither {type(self).__name__} nor its student, a {type(student).__name__}, has an attribute '{name}'"
+            )
+        return getattr(student, name)
+
+    def get_layer_depth(self, param_name: str) -> tuple[int, int]:
+        """A parameter's depth and the student's, for mmpretrain's layer-wise learning rates; the rest is its head."""
+        return self.student.get_layer_depth(param_name.removeprefix('student.'))
 
     def train(self, mode: bool = True) -> 'Distiller':
         """Set the student's mode; a teacher stays in eval."""
@@ -193,12 +237,12 @@ class Distiller(BaseModel):
         Raises:
             FloatingPointError: a loss is NaN or Inf; names it.
         """
-        weights, step = self._begin(inputs)
+        weights, needed, replace, step = self._begin(inputs)
         # The teacher first: its feature maps are then all that is held while the student runs.
-        feats = self._teacher_features(inputs, data_samples, weights, step)
+        feats = self._teacher_features(inputs, data_samples, needed, replace)
         with self._tap as tapped:
             losses = dict(self.student(inputs, data_samples, mode='loss'))
-        feats[STUDENT] = {tap: tapped[tap] for tap in self._student_taps}
+        feats[STUDENT] = self._student_features(tapped)
         losses.update(self._distill(feats, weights, step, inputs, data_samples))
         self._guard.watch(losses)
         return losses
@@ -207,9 +251,17 @@ class Distiller(BaseModel):
     # clock and the draws steer Python, and guards on either would compile anew in every step.
 
     @torch.compiler.disable
-    def _begin(self, inputs: Tensor) -> tuple[dict[str, float], RefineStep | None]:
-        """Each term's weight, and the augmentation's draws."""
-        return self._weights(), self.refine.begin(inputs) if self.refine is not None else None
+    def _begin(self, inputs: Tensor) -> tuple[dict[str, float], Needed, Replace, RefineStep | None]:
+        """Each term's weight, what is needed of the teachers, and the augmentation's draws."""
+        weights = self._weights()
+        step = self.refine.begin(inputs) if self.refine is not None else None
+        alive = {name: term for name, term in self.terms.items() if weights[name] > 0}
+        read = {(term.teacher_name, term.teacher_tap) for term in alive.values()}
+        needed = {name: [tap for tap in t.taps if (name, tap) in read] for name, t in self._teachers.items()}
+        replace: Replace = {}
+        if self._at is not None and not self.refine.followers.isdisjoint(alive):
+            replace[self.refine.regressor.teacher_name] = {self._at: step.replace}
+        return weights, needed, replace, step
 
     def _warn_of_deaf_taps(self, feats: Levels) -> None:
         """A tap without a graph teaches the student nothing: say so, once."""
@@ -231,16 +283,32 @@ class Distiller(BaseModel):
         return {name: term.weight(clock) for name, term in self.terms.items()}
 
     def _teacher_features(
-        self, inputs: Tensor, data_samples: list | None, weights: Mapping[str, float], step: RefineStep | None
+        self, inputs: Tensor, data_samples: list | None, needed: Needed, replace: Replace
     ) -> dict[str, Levels]:
-        """Run the teachers that some term needs in this step."""
-        needed = {self.terms[name].teacher_name for name, weight in weights.items() if weight > 0}
-        replace = {self.refine.regressor.teacher_name: {self._at: step.replace}} if self._at is not None else {}
+        """Run each teacher to the deepest tap that is needed in this step."""
         return {
-            name: teacher.features(inputs, data_samples, replace.get(name))
+            name: teacher.features(inputs, data_samples, replace.get(name), needed[name])
             for name, teacher in self._teachers.items()
-            if name in needed
+            if needed[name]
         }
+
+    @torch.compiler.disable
+    def _student_features(self, tapped: Features) -> Levels:
+        """The student's levels.
+
+        Raises:
+            ValueError: its training forward calls a tapped module more often than the dry run did, or less: which of
+                the outputs a term means is not to be known.
+        """
+        seen = Counter(tapped.order)
+        for path in dict.fromkeys(path for tap in self._student_taps for path in paths_of(tap)):
+            module = parse_tap(path).module
+            if seen[module] != self._student_calls[module]:
+                raise ValueError(
+                    f"student: tap '{path}': expected {self._student_calls[module]} calls of '{module}' in a training "
+                    f'forward, as in the dry run, found {seen[module]}; tap a layer that every forward calls alike'
+                )
+        return {tap: tapped[tap] for tap in self._student_taps}
 
     @torch.compiler.disable
     def _distill(
@@ -251,34 +319,44 @@ class Distiller(BaseModel):
         inputs: Tensor,
         samples: list | None,
     ) -> dict[str, Tensor]:
-        """The terms' losses, SoKD's, and the diagnostics."""
+        """The terms' losses, SoKD's, and the diagnostics: the same keys in every step.
+
+        What rests has a loss of zero, with a graph to its parameters, which DDP wants touched, and NaN for diagnostics:
+        MMEngine's log would go on showing the last ones.
+        """
         self._warn_of_deaf_taps(feats[STUDENT])
+        zero = feats[STUDENT][self._student_taps[0]][0].new_zeros((), dtype=torch.float32)
         losses: dict[str, Tensor] = {}
         results: list[AreaResult] = []
         for name, term in self.terms.items():
             has_areas = self.areas is not None and name in self.areas
+            key = f'distill.{name}' if self.keep_host or not has_areas else 'sokd.loss_area'
             if weights[name] == 0:
-                zero = feats[STUDENT][term.student_tap][0].new_zeros((), dtype=torch.float32)
-                losses[f'distill.{name}'] = zero + term.untouched() + (self.areas.untouched(name) if has_areas else 0.0)
+                rest = zero + term.untouched() + (self.areas.untouched(name) if has_areas else 0.0)
+                losses[key] = losses.get(key, 0.0) + rest
                 continue
-            pair = feats[STUDENT][term.student_tap], feats[term.teacher_name][term.teacher_tap]
-            student, teacher = term.select(*pair, inputs.shape[-2:])
-            source = (term.teacher_name, term.teacher_tap, *(j for _, j in term.pairs))
-            teacher = [t.detach() for t in teacher]
-            student = term.adapt(student, teacher)
-            if step is not None and name in self.refine.names:
-                teacher = step.refine(name, source, teacher, student)
-            areas = self.areas.detectors[name](student, teacher) if has_areas else None
-            if areas is not None:
-                results.append(areas)
-            if areas is None or self.keep_host:
-                masks = areas.weights if areas is not None else None
-                losses[f'distill.{name}'] = weights[name] * term(student, teacher, masks, samples)
-        losses.update(_sum_areas(results))
+            with _telling(term.key):
+                pair = feats[STUDENT][term.student_tap], feats[term.teacher_name][term.teacher_tap]
+                student, teacher = term.select(*pair, inputs.shape[-2:])
+                source = (term.teacher_name, term.teacher_tap, *(j for _, j in term.pairs))
+                teacher = [t.detach() for t in teacher]
+                student = term.adapt(student, teacher)
+                if step is not None and name in self.refine.names:
+                    teacher = step.refine(name, source, teacher, student)
+                areas = self.areas.detectors[name](student, teacher) if has_areas else None
+                if areas is not None:
+                    results.append(areas)
+                if areas is None or self.keep_host:
+                    masks = areas.weights if areas is not None else None
+                    losses[key] = weights[name] * term(student, teacher, masks, samples)
+        for key, value in _sum_areas(results).items():
+            losses[key] = losses.get(key, 0.0) + value
         if step is not None:
             if self._at is not None:
                 losses['sokd.loss_fit'] = step.fit(feats[STUDENT][self.refine.regressor.student_tap])
             losses.update(step.finish())
+        for key in (*(_AREA_KEYS if self.areas is not None else ()), *(_REFINE_KEYS if step is not None else ())):
+            losses.setdefault(key, zero if 'loss' in key else zero + torch.nan)
         return losses
 
     # ---- looking at it --------------------------------------------------------------------------------------------
@@ -329,8 +407,10 @@ def _sum_areas(results: Sequence[AreaResult]) -> dict[str, Tensor]:
 
 @contextmanager
 def _telling(whose: str) -> Iterator[None]:
-    """Let the error of a dry run say whose it is."""
+    """Let an error say whose it is."""
     try:
         yield
-    except (ValueError, TypeError) as error:
-        raise type(error)(f'{whose}: {error}') from error
+    except torch.cuda.OutOfMemoryError:
+        raise  # nobody's in particular, and some catch it
+    except Exception as error:
+        raise ValueError(f'{whose}: {str(error) or type(error).__name__}') from error

@@ -93,11 +93,19 @@ def build_model(key: str, source: Any, data_preprocessor: dict | None = None) ->
 
 
 def _nearest_type(message: str) -> str:
-    """The registered name that MMEngine's message most probably means."""
+    """The registered name that MMEngine's message most probably means, or the library that has this very name."""
     found = re.search(r'^\W*(\S+) is not in the', message)
+    if not found:
+        return ''
+    name = found[1].rpartition('::')[2]
     registries = [ROOT_MODELS, *ROOT_MODELS.children.values()]
-    names = [name for registry in registries for name in registry.module_dict]
-    return f'; nearest: {nearest(found[1].rpartition("::")[2], names)}' if found else ''
+    scopes = [registry.scope for registry in registries if name in registry.module_dict]
+    if scopes:
+        return (
+            f"; it is one of {scopes[0]}'s: give the model _scope_='{scopes[0]}', or its config as "
+            f"dict(cfg='{scopes[0]}::...')"
+        )
+    return f'; nearest: {nearest(name, [name for registry in registries for name in registry.module_dict])}'
 
 
 def load_weights(key: str, model: nn.Module, filename: str | os.PathLike) -> None:

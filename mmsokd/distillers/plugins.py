@@ -87,6 +87,7 @@ class Refiner(BaseModule):
         followers = {name: term for name, term in terms.items() if self.is_followed_by(term, probes)}
         features = [name for name, term in terms.items() if term.wants_refine and term.is_feature]
         self.names = [name for name in features if name not in followers]
+        self.followers = frozenset(followers)
         if self.regressor is not None:
             if neck.per_term:
                 raise ValueError("refine.per_term: expected False beside 'at' (one layer, one policy), found True")

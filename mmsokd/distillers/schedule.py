@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from mmengine.logging import MessageHub
 
-from mmsokd.checks import check_choice, nearest
+from mmsokd.checks import check_bool, check_choice, check_number, nearest
 
 # How far a ramp is from its start (0) to its end (1), when a fraction of its time is over.
 SHAPES: dict[str, Callable[[float], float]] = {
@@ -15,7 +15,6 @@ SHAPES: dict[str, Callable[[float], float]] = {
     'linear': lambda fraction: fraction,
     'cosine': lambda fraction: (1 - math.cos(math.pi * fraction)) / 2,
 }
-_KEYS = ('shape', 'start', 'final', 'begin', 'end', 'stop', 'by_epoch')
 
 
 class Clock(NamedTuple):
@@ -48,12 +47,13 @@ class WeightSchedule:
     Args:
         key: the config key, for messages.
         value: a number >= 0; or ``[(progress, weight), ...]``, where progress runs from 0 to 1 over the training; or a
-            dict of ``shape`` (``'constant'``, ``'linear'``, ``'cosine'``), ``start`` (1), ``final`` (0), ``begin``
-            and ``end`` of the ramp (the whole training), ``stop``, from which on the weight is 0, and ``by_epoch``
-            (True), the unit of these three.
+            dict of ``start`` (1), ``stop``, from which on the weight is 0, ``shape`` (``'constant'``, ``'linear'``,
+            ``'cosine'``), and, for the last two shapes, ``final`` (0), ``begin`` and ``end`` of the ramp (the whole
+            training). ``by_epoch`` (True) is the unit of the times.
 
     Raises:
-        ValueError: none of these, knots out of order, or a time that cannot be.
+        ValueError: none of these, knots out of order, a time that cannot be, or an option that has no effect. Times
+            beyond the training, and epochs in a training that counts iterations, are found by its first step.
 
     Example:
         >>> warm_up = WeightSchedule('terms.loss_kd.loss_weight', [(0.0, 0.0), (0.1, 1.0)])
@@ -65,65 +65,106 @@ class WeightSchedule:
     """
 
     def __init__(self, key: str, value: Any) -> None:
-        if isinstance(value, Mapping):
-            self._weight = _ramp(key, dict(value))
-        else:
-            knots = _knots(key, value)
-            self._weight = lambda clock: _interpolate(knots, clock.progress)
+        self._weight = _Ramp.parse(key, dict(value)) if isinstance(value, Mapping) else _Knots.parse(key, value)
 
     def __call__(self, clock: Clock) -> float:
         """The weight at ``clock``."""
-        return self._weight(clock)
+        return self._weight.at(clock)
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it is never anything but 0 and 1."""
+        return self._weight.is_switch
 
 
-def _knots(key: str, value: Any) -> list[tuple[float, float]]:
-    try:
-        knots = [(0.0, value)] if isinstance(value, Real) else value
-        knots = [(float(progress), float(weight)) for progress, weight in knots]
-    except (TypeError, ValueError):
-        knots = []
-    times = [progress for progress, _ in knots]
-    good = all(math.isfinite(weight) and weight >= 0 for _, weight in knots)
-    if not times or not good or times != sorted(times) or not 0 <= times[0] <= times[-1] <= 1:
-        raise ValueError(
-            f'{key}: expected a number >= 0, [(progress, weight), ...] with progress rising within [0, 1], or '
-            f"dict(shape='cosine', start=1.0, final=0.0), found {value!r}"
-        )
-    return knots
+class _Knots(NamedTuple):
+    """Joined linearly."""
+
+    knots: list[tuple[float, float]]  # (progress, weight)
+
+    @classmethod
+    def parse(cls, key: str, value: Any) -> '_Knots':
+        try:
+            knots = [(0.0, value)] if isinstance(value, Real) else value
+            knots = [(float(progress), float(weight)) for progress, weight in knots]
+        except (TypeError, ValueError):
+            knots = []
+        times = [progress for progress, _ in knots]
+        good = all(math.isfinite(weight) and weight >= 0 for _, weight in knots)
+        if not times or not good or times != sorted(times) or not 0 <= times[0] <= times[-1] <= 1:
+            raise ValueError(
+                f'{key}: expected a number >= 0, [(progress, weight), ...] with progress rising within [0, 1], or '
+                f"dict(shape='cosine', start=1.0, final=0.0), found {value!r}"
+            )
+        return cls(knots)
+
+    def at(self, clock: Clock) -> float:
+        before = [knot for knot in self.knots if knot[0] <= clock.progress] or self.knots[:1]
+        after = [knot for knot in self.knots if knot[0] > clock.progress] or self.knots[-1:]
+        (t0, w0), (t1, w1) = before[-1], after[0]
+        return w0 if t1 <= t0 else w0 + (w1 - w0) * (clock.progress - t0) / (t1 - t0)
+
+    @property
+    def is_switch(self) -> bool:
+        return {weight for _, weight in self.knots} in ({0.0}, {1.0})
 
 
-def _interpolate(knots: list[tuple[float, float]], progress: float) -> float:
-    before = [knot for knot in knots if knot[0] <= progress] or knots[:1]
-    after = [knot for knot in knots if knot[0] > progress] or knots[-1:]
-    (t0, w0), (t1, w1) = before[-1], after[0]
-    return w0 if t1 <= t0 else w0 + (w1 - w0) * (progress - t0) / (t1 - t0)
+class _Ramp(NamedTuple):
+    """From ``start`` to ``final``, and gone from ``stop`` on."""
 
+    key: str
+    shape: str = 'constant'
+    start: float = 1.0
+    final: float = 0.0
+    begin: float = 0
+    end: float | None = None
+    stop: float | None = None
+    by_epoch: bool = True
 
-def _ramp(key: str, cfg: dict) -> Callable[[Clock], float]:
-    for name in cfg:
-        if name not in _KEYS:
-            raise ValueError(f'{key}.{name}: expected one of {list(_KEYS)}; nearest: {nearest(name, _KEYS, n=1)}')
-    shape, by_epoch = cfg.get('shape', 'constant'), cfg.get('by_epoch', True)
-    check_choice(f'{key}.shape', shape, SHAPES)
-    start, final, begin = cfg.get('start', 1.0), cfg.get('final', 0.0), cfg.get('begin', 0)
-    end, stop = cfg.get('end'), cfg.get('stop')
-    for name, number in dict(start=start, final=final, begin=begin, end=end, stop=stop).items():
-        if number is not None and not (isinstance(number, Real) and math.isfinite(number) and number >= 0):
-            raise ValueError(f'{key}.{name}: expected a number >= 0, found {number!r}')
-    if end is not None and end <= begin:
-        raise ValueError(f'{key}.end: expected a time after begin={begin}, found {end}')
+    @classmethod
+    def parse(cls, key: str, cfg: dict) -> '_Ramp':
+        names = cls._fields[1:]
+        for name in cfg:
+            if name not in names:
+                raise ValueError(f'{key}.{name}: expected one of {list(names)}; nearest: {nearest(name, names, n=1)}')
+        ramp = cls(key, **cfg)
+        check_choice(f'{key}.shape', ramp.shape, SHAPES)
+        check_bool(f'{key}.by_epoch', ramp.by_epoch)
+        for name in ('start', 'final', 'begin', 'end', 'stop'):
+            if name in cfg and (cfg[name] is not None or name not in ('end', 'stop')):
+                check_number(f'{key}.{name}', cfg[name])
+        idle = [name for name in ('final', 'begin', 'end') if cfg.get(name) is not None]
+        if ramp.shape == 'constant' and idle:
+            raise ValueError(
+                f"{key}.{idle[0]}: expected it beside shape='linear' or 'cosine', found shape='constant', which it "
+                "does not change; 'stop' ends a constant"
+            )
+        for name, time in dict(end=ramp.end, stop=ramp.stop).items():
+            if time is not None and time <= ramp.begin:
+                raise ValueError(f'{key}.{name}: expected a time after begin={ramp.begin}, found {time}')
+        return ramp
 
-    latest = max(time for time in (begin, end, stop) if time is not None)
-
-    def weight(clock: Clock) -> float:
-        time, last = (clock.epoch, clock.max_epochs) if by_epoch else (clock.iter, clock.max_iters)
-        if last and latest > last:
-            unit = 'epochs (an iteration-based loop counts as one: by_epoch=False)' if by_epoch else 'iterations'
-            raise ValueError(f'{key}: expected times within the training of {last} {unit}, found {latest}')
-        if stop is not None and time >= stop:
+    def at(self, clock: Clock) -> float:
+        time, last = (clock.epoch, clock.max_epochs) if self.by_epoch else (clock.iter, clock.max_iters)
+        self._check_times(last)
+        if self.stop is not None and time >= self.stop:
             return 0.0
-        length = (last if end is None else end) - begin
-        fraction = min(max((time - begin) / length, 0.0), 1.0) if length > 0 else 0.0
-        return start + (final - start) * SHAPES[shape](fraction)
+        length = (last if self.end is None else self.end) - self.begin
+        fraction = min(max((time - self.begin) / length, 0.0), 1.0) if length > 0 else 0.0
+        return self.start + (self.final - self.start) * SHAPES[self.shape](fraction)
 
-    return weight
+    def _check_times(self, last: int) -> None:
+        """``last``: how long the training is; 0 without a Runner."""
+        latest = max(self.begin, self.end or 0, self.stop or 0)
+        if self.by_epoch and last == 1 and latest > 0:  # MMEngine's IterBasedTrainLoop says so
+            raise ValueError(
+                f'{self.key}: expected times in iterations (by_epoch=False) in a training of one epoch, as which an '
+                f'iteration-based loop counts, found {latest} epochs'
+            )
+        if last and latest > last:
+            unit = 'epochs' if self.by_epoch else 'iterations'
+            raise ValueError(f'{self.key}: expected times within the training of {last} {unit}, found {latest}')
+
+    @property
+    def is_switch(self) -> bool:
+        return self.shape == 'constant' and self.start in (0.0, 1.0)

@@ -1,7 +1,8 @@
 """The teacher's guard: frozen, in eval, run to its deepest tap, and part of nothing that is saved."""
 
 import logging
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -10,15 +11,19 @@ from mmengine.model import PretrainedInit
 from torch import Tensor, nn
 
 from mmsokd.distillers.build import build_model, load_weights
-from mmsokd.taps import FeatureTap, Probe, probe, run_for_taps
+from mmsokd.taps import FeatureTap, Probe, Tap, probe, run_for_taps
 
 
 class Normalization(NamedTuple):
-    """How a data preprocessor maps pixels to inputs: ``(pixel - mean) / std``; ``flip`` swaps BGR and RGB before."""
+    """How a data preprocessor maps pixels to inputs: ``(pixel - mean) / std``; ``flip`` swaps BGR and RGB before.
+
+    ``pad`` stands around smaller pictures of a batch; it is not normalised.
+    """
 
     mean: Tensor  # (3 or 1, 1, 1)
     std: Tensor
     flip: bool
+    pad: float
 
     @classmethod
     def of(cls, preprocessor: nn.Module | None) -> 'Normalization':
@@ -26,12 +31,13 @@ class Normalization(NamedTuple):
         flip = any(
             getattr(preprocessor, name, False) for name in ('_channel_conversion', 'channel_conversion', 'to_rgb')
         )
+        pad = getattr(preprocessor, 'pad_value', getattr(preprocessor, 'pad_val', 0))
         if not getattr(preprocessor, '_enable_normalize', False):
-            return cls(torch.zeros(1, 1, 1), torch.ones(1, 1, 1), flip)
-        return cls(preprocessor.mean.cpu().clone(), preprocessor.std.cpu().clone(), flip)
+            return cls(torch.zeros(1, 1, 1), torch.ones(1, 1, 1), flip, pad)
+        return cls(preprocessor.mean.cpu().clone(), preprocessor.std.cpu().clone(), flip, pad)
 
     def same(self, other: 'Normalization') -> bool:
-        """Whether both give the same inputs."""
+        """Whether both give the same inputs inside the pictures."""
         return (
             self.flip == other.flip
             and bool((self.mean - other.mean).abs().max() < 1e-4)
@@ -70,23 +76,31 @@ class Teacher:
         elif not isinstance(source, nn.Module):
             print_log(f'{name}: no checkpoint is given, so its weights are random', 'current', logging.WARNING)
         self.module.requires_grad_(False).eval()
-        self.taps: list[str] = []
-        self._tap: FeatureTap | None = None
+        self.taps: list[Tap] = []
+        self._ears: dict[tuple[Tap, ...], FeatureTap] = {}
         self._renorm: tuple[Tensor, Tensor] | None = None
         self._flip = False
+        self._pad: float | None = None
 
     def __deepcopy__(self, memo: dict) -> 'Teacher':
         return self
 
-    def probe(self, taps: list[str], size: int) -> Probe:
+    def probe(self, taps: list[Tap], size: int) -> Probe:
         """Dry-run for ``taps``, which :meth:`features` will read from now on."""
         self.taps = list(dict.fromkeys(taps))
-        result = probe(self.module, self.taps, size)
-        self._tap = FeatureTap(self.module, self.taps, result.calls, result.overwritten)
-        return result
+        self._probe = probe(self.module, self.taps, size)
+        self._ears.clear()
+        return self._probe
+
+    @torch.compiler.disable
+    def _ear(self, taps: tuple[Tap, ...]) -> FeatureTap:
+        """Stops after the deepest of ``taps``; kept, since the terms that are alive change seldom."""
+        if taps not in self._ears:
+            self._ears[taps] = FeatureTap(self.module, taps, self._probe.calls, self._probe.overwritten)
+        return self._ears[taps]
 
     def match_normalization(self, student: nn.Module | None) -> None:
-        """Re-normalise each batch if ``student``, its data preprocessor, prepares inputs differently from ours.
+        """Re-normalise each batch, and fill its padding, where ``student``, its data preprocessor, differs from ours.
 
         A teacher that configures none takes the student's inputs as they are.
         """
@@ -95,6 +109,8 @@ class Teacher:
             return
         ours = Normalization.of(own)
         theirs = Normalization.of(student)
+        if not ours.same(theirs) or ours.pad != theirs.pad:
+            self._pad = ours.pad
         if ours.same(theirs):
             return
         self._flip = ours.flip != theirs.flip
@@ -102,16 +118,44 @@ class Teacher:
         self._renorm = (std / ours.std, (mean - ours.mean) / ours.std)
         print_log(f"{self.name}: its normalization differs from the student's; batches are re-normalised", 'current')
 
+    def match_padding(self, student: nn.Module | None, size: int) -> None:
+        """Look whether this model runs on the sides that ``student``, its data preprocessor, pads pictures to.
+
+        A feature pyramid does at any side; one that doubles its maps needs multiples of its own ``pad_size_divisor``.
+        Padding for the teacher alone would give its maps other sizes.
+
+        Args:
+            student: the student's data preprocessor.
+            size: of the first dry run, in pixels.
+
+        Raises:
+            ValueError: it does not; names both divisors.
+        """
+        size_of_all = getattr(student, 'size', None)  # mmseg's
+        theirs = math.gcd(*size_of_all) if size_of_all else _divisor(student)
+        ours = _divisor(getattr(self.module, 'data_preprocessor', None))
+        if theirs % ours == 0:
+            return
+        try:
+            probe(self.module, self.taps, ours * max(1, size // ours) + theirs)
+        except Exception as error:
+            raise ValueError(
+                f"{self.name}: expected pictures with sides of multiples of {ours}, its data preprocessor's "
+                f"pad_size_divisor, found {theirs} in the student's; give the student's a multiple of {ours}"
+            ) from error
+
     @torch.compiler.disable
     def prepare(self, inputs: Tensor, data_samples: list | None) -> Tensor:
         """The student's preprocessed batch (N, 3, H, W) as this teacher's own preprocessor would have made it.
 
-        Padding stays what it was: it is added after normalisation in every OpenMMLab library.
+        In every OpenMMLab library the padding is added after normalisation.
         """
-        if self._renorm is None:
+        if self._pad is None:
             return inputs
-        self._renorm = scale, shift = tuple(x.to(inputs.device, non_blocking=True) for x in self._renorm)
-        out = (inputs.flip(1) if self._flip else inputs) * scale + shift
+        out = inputs
+        if self._renorm is not None:
+            self._renorm = scale, shift = tuple(x.to(inputs.device, non_blocking=True) for x in self._renorm)
+            out = (inputs.flip(1) if self._flip else inputs) * scale + shift
         height, width = inputs.shape[-2:]
         shapes = [tuple(s.metainfo.get('img_shape', (height, width))[:2]) for s in data_samples or []]
         if all(shape == (height, width) for shape in shapes):
@@ -119,8 +163,8 @@ class Teacher:
         limits = torch.tensor(shapes).to(inputs.device, non_blocking=True)  # (N, 2)
         rows = torch.arange(height, device=inputs.device) < limits[:, :1]
         columns = torch.arange(width, device=inputs.device) < limits[:, 1:]
-        image = (rows[:, None, :, None] & columns[:, None, None, :]).expand_as(out)
-        return torch.where(image, out, inputs)
+        image = rows[:, None, :, None] & columns[:, None, None, :]  # (N, 1, H, W)
+        return out.masked_fill(~image, self._pad)
 
     @torch.no_grad()
     def features(
@@ -128,11 +172,13 @@ class Teacher:
         inputs: Tensor,
         data_samples: list | None,
         replace: Mapping[str, Callable[[Any], Any]] | None = None,
+        taps: Iterable[Tap] | None = None,
     ) -> dict[str, list[Tensor]]:
-        """The levels of every tap on a batch that the *student's* preprocessor made.
+        """The levels of ``taps``, by default of all, on a batch that the *student's* preprocessor made.
 
         ``replace`` puts another output in the place of a layer's (SoKD's ``at``).
         """
+        taps = tuple(self.taps if taps is None else taps)
         # Moved lazily: the distiller's .to() must not reach a teacher that an EMA copy on another device shares.
         parameter = next(self.module.parameters(), None)
         if parameter is not None and parameter.device != inputs.device:
@@ -144,6 +190,11 @@ class Teacher:
         inputs = self.prepare(inputs, data_samples)
         if other:  # a student cast as a whole; the weights stay as they are, since copies share them
             inputs = inputs.to(parameter.dtype)
-        with self._tap.replacing(replace) as feats:
-            run_for_taps(self.module, self.taps, inputs, data_samples)
-        return {tap: [x.to(caller) if other else x for x in feats[tap]] for tap in self.taps}
+        with self._ear(taps).replacing(replace) as feats:
+            run_for_taps(self.module, taps, inputs, data_samples)
+        return {tap: [x.to(caller) if other else x for x in feats[tap]] for tap in taps}
+
+
+def _divisor(preprocessor: nn.Module | None) -> int:
+    """What the sides of a data preprocessor's batches are multiples of."""
+    return getattr(preprocessor, 'pad_size_divisor', None) or getattr(preprocessor, 'size_divisor', None) or 1

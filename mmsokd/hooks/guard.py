@@ -15,15 +15,17 @@ class GuardHook(Hook):
     """Stops a run that cannot learn before it starts, and a checkpoint that is no good before it is written.
 
     Raises:
-        ValueError: the training set is empty, or no picture of it has an annotation.
+        ValueError: the training set is empty, or no picture of it has an annotation; or the optimizer's constructor
+            does not find the layers of the student, to which it gives learning rates.
         FloatingPointError: a loss or a weight is NaN or Inf when a checkpoint is about to be written.
     """
 
     priority = 'VERY_HIGH'
 
     def before_train(self, runner: Runner) -> None:
-        """Look for annotations."""
+        """Look for annotations, and at the learning rates."""
         _check_annotated(runner.train_dataloader.dataset)
+        _check_layer_decay(runner.optim_wrapper.param_groups)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Look at the weights before CheckpointHook does: it removes the oldest file first, then writes."""
@@ -51,6 +53,20 @@ def _check_weights(runner: Runner) -> None:
                 f'{name}: expected finite weights, found NaN or Inf; no checkpoint is written, the last one is left as '
                 'it is'
             )
+
+
+def _check_layer_decay(groups: Any) -> None:
+    """The constructors of mmdet and mmseg know a layer by its name, 'backbone.stages.0', and scale all others alike."""
+    groups = [group for group in groups if 'param_names' in group] if isinstance(groups, list) else []
+    names = {name: group.get('lr_scale') for group in groups for name in group['param_names']}
+    scales = {scale for name, scale in names.items() if name.startswith('student.backbone.')}
+    if len(scales - {None}) == 1:
+        raise ValueError(
+            'optim_wrapper.constructor: expected learning rates that differ between the layers of student.backbone, '
+            f"found a factor of {scales.pop()} for all: this constructor looks for names without 'student.' before "
+            "them; leave 'constructor' out, and give paramwise_cfg=dict(custom_keys={'student.backbone.stages.0': "
+            'dict(lr_mult=0.5), ...})'
+        )
 
 
 def _check_annotated(dataset: Any) -> None:

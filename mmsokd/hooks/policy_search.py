@@ -30,7 +30,7 @@ class PolicySearchHook(Hook):
     Args:
         mode: ``'fused'`` [ours], first order: the gradient of L_aug that the training forward gives at no extra pass;
             ``'unrolled'`` [authors' fork]: the whole training loss after one virtual SGD step, about four extra passes.
-        search_epochs: epochs to search for.
+        search_epochs: epochs to search for, in every loop passes over the training set.
         search_iters: iterations to search for, instead.
         lr, betas: of Adam.
         weight_decay: pulls the policy back to its start [ours]. The authors' fork has Adam's own, towards zero: a
@@ -198,7 +198,7 @@ class PolicySearchHook(Hook):
     def _watch_ratio(self, runner: Runner, outputs: Any) -> None:
         ratio = (outputs or {}).get('sokd.norm_ratio')
         low, high = self.ratio_range
-        if ratio is None or self._warned or low <= float(ratio) <= high:
+        if ratio is None or self._warned or not (float(ratio) < low or float(ratio) > high):  # NaN: no term is refined
             return
         self._warned = True
         runner.logger.log(

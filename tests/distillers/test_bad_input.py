@@ -5,7 +5,7 @@ import torch
 from mmengine.optim import OptimWrapper
 
 from mmsokd.registry import MODELS
-from tests.builders import distiller, losses_of, raw_batch, retinanet, step
+from tests.builders import classifier, distiller, losses_of, raw_batch, retinanet, step, use_scope
 
 FITNET = dict(type='mmsokd.FitNetLoss', tap='neck')
 
@@ -38,6 +38,12 @@ def terms(**kwargs):
         (dict(terms={'loss.hint': FITNET}), r"terms\.loss\.hint: expected a name without '\.'"),
         (dict(terms=terms(type='mmsokd.SoKDAdapter')), r"terms\.loss_hint\.type: expected a loss, found 'mmsokd\.SoKD"),
         (dict(keep_host='no'), "keep_host: expected True or False, found 'no'"),
+        (
+            dict(keep_host=False, terms=terms(loss_weight=2.0)),
+            r'loss_hint\.loss_weight: expected 1.*areas\.area_weight',
+        ),
+        (dict(keep_host=False, terms=terms(loss_weight=dict(shape='cosine'))), r'loss_hint\.loss_weight: expected 1'),
+        (dict(keep_host=False, terms=terms(loss_weight=[(0, 0), (0.1, 1)])), r'loss_hint\.loss_weight: expected 1'),
         (dict(probe_size=0), 'probe_size: expected a side in pixels, found 0'),
         (dict(probe_size='big'), "probe_size: expected a side in pixels, found 'big'"),
         (
@@ -218,3 +224,28 @@ def test_a_teacher_that_is_the_student():
 
 def test_a_loss_needs_no_scope():
     assert type(distiller(terms=terms(type='FitNetLoss')).terms['loss_hint'].losses[0]).__name__ == 'FitNetLoss'
+
+
+@pytest.mark.parametrize('weight', [1, 0.0, dict(stop=8), [(0.0, 1.0), (1.0, 1.0)]])
+def test_weights_that_only_switch_go_with_the_area_loss_in_the_hosts_place(weight):
+    assert distiller(keep_host=False, terms=terms(loss_weight=weight)).keep_host is False
+
+
+def test_the_teacher_of_several():
+    model = distiller(
+        'Distiller',
+        teacher=None,
+        teachers=dict(a=retinanet(24), b=retinanet(24)),
+        terms=dict(loss_a=dict(FITNET, teacher='a'), loss_b=dict(FITNET, teacher='b')),
+    )
+    with pytest.raises(ValueError, match=r"teacher: expected a distiller with one, found \['a', 'b'\]; see \.teachers"):
+        model.teacher  # noqa: B018
+
+
+def test_a_model_of_another_library_says_how_it_is_built():
+    teacher = dict(classifier(16), type='mmpretrain.ImageClassifier')
+    use_scope('mmdet')
+    with pytest.raises(ValueError, match=r"teacher: .* is not in .*_scope_='mmpretrain'"):
+        distiller('Distiller', student=retinanet(16), teacher=teacher, terms=terms(tap='backbone.layer3'))
+    teacher['_scope_'] = 'mmpretrain'
+    distiller('Distiller', student=retinanet(16), teacher=teacher, terms=terms(tap='backbone.layer3'))

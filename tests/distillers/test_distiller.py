@@ -235,27 +235,6 @@ def test_a_term_opts_out_of_the_plugins():
     assert model.refine.names == ['loss_a']
 
 
-def test_policy_a_term():
-    terms = dict(loss_a=FITNET, loss_b=dict(FITNET, tap='backbone.layer3'))
-    model = distiller(terms=terms, refine=dict(type='mmsokd.FeatureAugmentationNeck', per_term=True))
-    assert set(model.refine.necks) == {'loss_a', 'loss_b'}
-    losses_of(model)
-
-
-def test_terms_on_different_levels_of_one_tap_are_refined_apart():
-    fine = dict(type='mmsokd.FitNetLoss', student_tap='neck[0]', teacher_tap='neck[0]')
-    terms = dict(
-        loss_a=fine, loss_b=dict(type='mmsokd.FitNetLoss', student_tap='backbone.layer4', teacher_tap='neck[2]')
-    )
-    losses_of(distiller(terms=terms))
-    pyramid = dict(FITNET, student_tap='neck', teacher_tap='neck')
-    pyramid.pop('tap')
-    sharing = distiller(terms=dict(loss_a=pyramid, loss_b=dict(pyramid)))
-    losses = losses_of(sharing)
-    assert losses['distill.loss_a'].isfinite()
-    assert losses['distill.loss_b'].isfinite()
-
-
 def test_attention_transfer_gets_an_adapter_where_a_plugin_compares_channels():
     terms = dict(loss_at=dict(type='mmsokd.ATLoss', tap='neck'))
     assert sum(p.numel() for p in distiller('Distiller', terms=terms).terms.parameters()) == 0
@@ -366,15 +345,6 @@ def test_scheduled_weight_and_the_teacher_nobody_needs():
     finally:
         hub.update_info('max_iters', 0)
         hub.update_info('iter', 0)
-
-
-@pytest.mark.parametrize('loss', ['FitNetLoss', 'ATLoss', 'PKDLoss'])
-@pytest.mark.parametrize('keep_host', [True, False])
-def test_hosts(loss, keep_host):
-    model = distiller(terms=dict(loss_host=dict(type=f'mmsokd.{loss}', tap='neck')), keep_host=keep_host).train()
-    losses = losses_of(model)
-    assert ('distill.loss_host' in losses) is keep_host
-    model.parse_losses(losses)[0].backward()
 
 
 def test_at_replaces_the_layer_and_what_follows():

@@ -47,7 +47,12 @@ def test_without_a_runner_a_training_begins():
         (dict(shape='cosin'), r"w\.shape: .*did you mean 'cosine'"),
         (dict(strat=1.0), r"w\.strat: expected one of .*nearest: \['start'\]"),
         (dict(start=-1.0), r'w\.start: expected a number >= 0, found -1\.0'),
-        (dict(begin=4, end=4), r'w\.end: expected a time after begin=4, found 4'),
+        (dict(shape='linear', begin=4, end=4), r'w\.end: expected a time after begin=4, found 4'),
+        (dict(shape='linear', begin=4, stop=4), r'w\.stop: expected a time after begin=4, found 4'),
+        (dict(start=1.0, final=0.0, end=8), r"w\.final: expected it beside shape='linear' or 'cosine', found shape="),
+        (dict(begin=5), r"w\.begin: expected it beside shape='linear' or 'cosine'"),
+        (dict(shape='constant', end=5), r"w\.end: expected it beside shape='linear' or 'cosine'"),
+        (dict(stop=5, by_epoch='no'), r"w\.by_epoch: expected True or False, found 'no'"),
         ([(0.5, 1.0), (0.2, 1.0)], 'progress rising'),
         ('1', 'expected a number'),
     ],
@@ -58,11 +63,17 @@ def test_bad_schedules(value, message):
 
 
 def test_a_time_beyond_the_training():
-    with pytest.raises(ValueError, match=r'loss_weight: expected times within the training of 12 epochs .*found 13'):
+    with pytest.raises(ValueError, match=r'loss_weight: expected times within the training of 12 epochs, found 13'):
         weights(dict(stop=13), 0)
-    schedule = WeightSchedule('w', dict(stop=8))
-    with pytest.raises(ValueError, match='by_epoch=False'):
-        schedule(Clock(0, 20000, 1))  # what MMEngine's IterBasedTrainLoop says of epochs
+
+
+@pytest.mark.parametrize('times', [dict(stop=8), dict(stop=1), dict(shape='linear', end=0.5)])
+def test_epochs_in_a_loop_that_counts_iterations(times):
+    clock = Clock(0, 20000, 1)  # what MMEngine's IterBasedTrainLoop says of epochs
+    with pytest.raises(ValueError, match=r'w: expected times in iterations \(by_epoch=False\)'):
+        WeightSchedule('w', times)(clock)
+    assert WeightSchedule('w', dict(times, by_epoch=False))(clock) == 1.0
+    assert WeightSchedule('w', dict(shape='linear'))(Clock(5000, 20000, 1)) == 0.75
 
 
 def test_a_teacher_is_not_run_once_its_term_has_stopped():
