@@ -129,8 +129,8 @@ def test_of_several_teachers_one_is_named_and_refined():
         build(classifier(8), teachers, 'backbone.layer3', terms, teacher='student')
     model = build(classifier(8), teachers, 'backbone.layer3', terms, teacher='b')
     data = model.data_preprocessor(raw_cls_batch(), True)
-    weights, step = model._begin(data['inputs'])
-    feats = model._teacher_features(**data, weights=weights, step=step)
+    _, needed, replace, _ = model._begin(data['inputs'])
+    feats = model._teacher_features(**data, needed=needed, replace=replace)
     plain = {name: teacher.features(**data) for name, teacher in model._teachers.items()}
     assert torch.equal(feats['a']['head.fc'][0], plain['a']['head.fc'][0])
     assert not torch.equal(feats['b']['head.fc'][0], plain['b']['head.fc'][0])
