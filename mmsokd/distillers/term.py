@@ -146,6 +146,9 @@ class Term(BaseModule):
         return adapters
 
     def _build_level_adapter(self, cfg: Any, default: str | None, s: FeatureSpec, t: FeatureSpec) -> nn.Module:
+        own = self._asks('default_adapter')
+        if cfg == 'inferred' and own is not None and self.is_feature:
+            cfg = dict(type=own)
         if cfg is None:
             return nn.Identity()
         if cfg != 'inferred':
@@ -158,7 +161,7 @@ class Term(BaseModule):
                 found['signed'] = t.signed
             return build_part(key, cfg, **found)
         if default is not None and self.is_feature:
-            return MODELS.build(dict(type=default, **self._dense_options(s, t)))
+            return build_part(f'{self.key}.adapter', dict(type=default), **self._dense_options(s, t))
         if s.channels != t.channels and self.equal_channels and self.is_feature:
             return MODELS.build(dict(type='mmsokd.ConvAdapter', in_channels=s.channels, out_channels=t.channels))
         return nn.Identity()
@@ -230,11 +233,10 @@ class Term(BaseModule):
         """
         total = student[0].new_zeros((), dtype=torch.float32)
         more: dict[str, Any] = dict(samples=samples) if self._asks('wants_samples') else {}
-        with torch.autocast(student[0].device.type, enabled=False):
-            for i, loss in enumerate(self.losses):
-                if weights is not None and self._asks('per_position'):
-                    more['weight'] = weights[i]
-                total = total + loss(student[i].float(), teacher[i].float(), **more)
+        for i, loss in enumerate(self.losses):
+            if weights is not None and self._asks('per_position'):
+                more['weight'] = weights[i]
+            total = total + losses.in_fp32(loss)(student[i], teacher[i], **more)
         return total
 
     def untouched(self) -> Tensor | float:
