@@ -236,12 +236,17 @@ class Term(BaseModule):
         for i, loss in enumerate(self.losses):
             if weights is not None and self._asks('per_position'):
                 more['weight'] = weights[i]
-            total = total + losses.in_fp32(loss)(student[i], teacher[i], **more)
+            total = total + _compare(loss, student[i], teacher[i], **more)
         return total
 
     def untouched(self) -> Tensor | float:
         """Zero, with a graph to every parameter: keeps DDP content in a step that leaves the term out."""
         return sum(p.sum() * 0.0 for p in self.parameters() if p.requires_grad)
+
+
+@losses.in_fp32
+def _compare(loss: nn.Module, student: Tensor, teacher: Tensor, **more: Any) -> Tensor:
+    return loss(student, teacher, **more)  # which need not be one of ours
 
 
 class PerLevel(ModuleList):

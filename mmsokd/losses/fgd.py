@@ -17,7 +17,7 @@ def focal_masks(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
     A cell that a box touches is foreground and counts one over the number of cells of the smallest such box; any other
     counts one over the number of background cells. The box's cells are those it touches [ours: the published code
-    takes one more row and column].
+    takes one more row and column, and in its first version exchanged rows and columns].
 
     Args:
         boxes: corners in cells (N, n, 4), filled up with NaN, n >= 1 (:func:`~mmsokd.losses.boxes.boxes_in_cells`).
