@@ -2,8 +2,8 @@
 
 import difflib
 import math
-from collections.abc import Iterable
-from numbers import Real
+from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
@@ -33,22 +33,32 @@ def check_choice(key: str, value: Any, choices: Iterable[Any]) -> None:
     raise ValueError(f'{key}: expected one of {choices}, found {value!r}{hint}')
 
 
-def check_range(key: str, value: float, low: float, high: float) -> None:
-    """Raise ValueError unless ``low <= value <= high``."""
-    if not low <= value <= high:
-        raise ValueError(f'{key}: expected a number in [{low}, {high}], found {value!r}')
+def check_range(key: str, value: Any, low: float, high: float, closed: bool = True) -> None:
+    """Raise ValueError unless ``value`` is a number in [low, high], or in [low, high) if not ``closed``."""
+    if not _is_number(value) or not low <= value <= high or (value == high and not closed):
+        raise ValueError(f'{key}: expected a number in [{low}, {high}{"]" if closed else ")"}, found {value!r}')
 
 
-def check_number(key: str, value: Any) -> None:
-    """Raise ValueError unless ``value`` is a finite number >= 0."""
-    if not isinstance(value, Real) or not 0 <= value < math.inf:
-        raise ValueError(f'{key}: expected a number >= 0, found {value!r}')
+def check_number(key: str, value: Any, least: float = 0) -> None:
+    """Raise ValueError unless ``value`` is a finite number >= ``least``."""
+    if not _is_number(value) or not least <= value < math.inf:
+        raise ValueError(f'{key}: expected a number >= {least}, found {value!r}')
 
 
 def check_positive(key: str, value: Any) -> None:
     """Raise ValueError unless ``value`` is a finite number > 0."""
-    if not isinstance(value, Real) or not 0 < value < math.inf:
+    if not _is_number(value) or not 0 < value < math.inf:
         raise ValueError(f'{key}: expected a number > 0, found {value!r}')
+
+
+def check_integer(key: str, value: Any, least: int | None = None) -> None:
+    """Raise ValueError unless ``value`` is an integer, and >= ``least`` where that is given."""
+    if not _is_number(value) or not isinstance(value, Integral) or (least is not None and value < least):
+        raise ValueError(f'{key}: expected an integer{"" if least is None else f" >= {least}"}, found {value!r}')
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_bool(key: str, value: Any) -> None:
@@ -57,10 +67,44 @@ def check_bool(key: str, value: Any) -> None:
         raise ValueError(f'{key}: expected True or False, found {value!r}')
 
 
+def check_norm(key: str, norm_cfg: Any, *widths: int) -> None:
+    """Raise ValueError unless ``norm_cfg`` is None or a norm layer's config that fits ``widths`` channels.
+
+    GroupNorm's ``num_groups`` is the user's to choose; mmcv tells of a wrong one without its key.
+    """
+    if norm_cfg is None:
+        return
+    if not isinstance(norm_cfg, Mapping) or 'type' not in norm_cfg:
+        raise ValueError(f"{key}: expected None or a dict with 'type', found {norm_cfg!r}")
+    if norm_cfg['type'] != 'GN':
+        return
+    groups = norm_cfg.get('num_groups')
+    check_integer(f'{key}.num_groups', groups, 1)
+    for width in widths:
+        if width % groups:
+            raise ValueError(f'{key}.num_groups: expected a divisor of the {width} channels, found {groups}')
+
+
+_MEND = "give this term adapter=dict(type='mmsokd.ConvAdapter', resize='bilinear') or tap another layer"
+
+
 def check_same_shape(student: Tensor, teacher: Tensor) -> None:
     """Raise ValueError unless both features have one shape."""
     if student.shape != teacher.shape:
         raise ValueError(
-            f'expected equal shapes, found student {tuple(student.shape)}, teacher {tuple(teacher.shape)}; '
-            "give this term adapter=dict(type='mmsokd.ConvAdapter', resize='bilinear') or tap another layer"
+            f'expected equal shapes, found student {tuple(student.shape)}, teacher {tuple(teacher.shape)}; {_MEND}'
+        )
+
+
+def check_maps(student: Tensor, teacher: Tensor, same_channels: bool = True) -> None:
+    """Raise ValueError unless both features are maps (N, C, H, W) of one shape, but for C if not ``same_channels``."""
+    shapes = [list(x.shape) for x in (student, teacher)]
+    fits = all(len(shape) == 4 for shape in shapes)
+    if fits and not same_channels:
+        shapes[0][1] = shapes[1][1]
+    if not fits or shapes[0] != shapes[1]:
+        channels = '' if same_channels else ', whose channels may differ'
+        raise ValueError(
+            f'expected maps (N, C, H, W) of one size{channels}, found student {tuple(student.shape)}, teacher '
+            f'{tuple(teacher.shape)}; {_MEND}'
         )

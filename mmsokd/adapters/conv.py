@@ -7,18 +7,21 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmsokd.checks import check_choice
+from mmsokd.checks import check_bool, check_choice, check_integer, check_norm, check_positive
 from mmsokd.registry import MODELS
 
-RESIZES = (None, 'bilinear', 'nearest', 'area', 'conv')
+MODES = ('bilinear', 'nearest', 'area')
+RESIZES = (None, *MODES, 'conv')
 
 
 class _Adapter(BaseModule):
-    """What both adapters do about sizes."""
+    """What the adapters do about sizes."""
+
+    resizes = RESIZES
 
     def __init__(self, resize: str | None, init_cfg: dict | None) -> None:
         super().__init__(init_cfg)
-        check_choice(f'{type(self).__name__}.resize', resize, RESIZES)
+        check_choice(f'{type(self).__name__}.resize', resize, self.resizes)
         self.resize = resize
 
     def _fit(self, feat: Tensor, size: tuple[int, int] | None) -> Tensor:
@@ -39,9 +42,9 @@ class _Adapter(BaseModule):
         return F.interpolate(feat, size, mode=mode, align_corners=False if mode == 'bilinear' else None)
 
 
-def _resizing_conv(in_channels: int, out_channels: int, ratio: float) -> nn.Module:
+def _resizing_conv(key: str, in_channels: int, out_channels: int, ratio: float) -> nn.Module:
     """One conv that scales a map by ``ratio``, as the CIFAR benchmarks' regressors do."""
-    factor = _factor(ratio)
+    factor = _factor(key, ratio)
     if factor == 1:
         return nn.Conv2d(in_channels, out_channels, 1)
     if ratio < 1:
@@ -49,23 +52,16 @@ def _resizing_conv(in_channels: int, out_channels: int, ratio: float) -> nn.Modu
     return nn.ConvTranspose2d(in_channels, out_channels, factor, stride=factor)
 
 
-def _factor(ratio: float) -> int:
+def _factor(key: str, ratio: float) -> int:
     """The integer that ``ratio`` scales by, up or down; maps of odd sides are a little off it (13 to 7 cells)."""
-    factor = max(ratio, 1 / ratio) if ratio > 0 else 0.5
-    if abs(factor - round(factor)) > 0.25:
+    check_positive(key, ratio)
+    factor = max(ratio, 1 / ratio)
+    whole = round(factor)
+    if abs(factor - whole) > (0.25 if whole > 1 else 0):
         raise ValueError(
-            f"stride_ratio: expected an integer or one over it beside resize='conv', found {ratio!r}; "
-            "give resize='bilinear'"
+            f"{key}: expected an integer or one over it beside resize='conv', found {ratio!r}; give resize='bilinear'"
         )
-    return round(factor)
-
-
-def _check_groups(norm_cfg: Mapping | None, *widths: int) -> None:
-    """GroupNorm's ``num_groups`` is the user's to choose; what cannot be divided is said with its key."""
-    groups = (norm_cfg or {}).get('num_groups', 1)
-    for width in widths:
-        if width % groups:
-            raise ValueError(f'norm_cfg.num_groups: expected a divisor of the {width} channels, found {groups}')
+    return whole
 
 
 @MODELS.register_module()
@@ -74,9 +70,13 @@ class ResizeAdapter(_Adapter):
 
     Args:
         resize: an interpolation mode, ``'bilinear'``, ``'nearest'`` or ``'area'``.
+
+    Raises:
+        ValueError: ``resize`` is none of these.
     """
 
     keeps_channels = True
+    resizes = MODES
 
     def __init__(self, resize: str = 'bilinear', init_cfg: dict | None = None) -> None:
         super().__init__(resize, init_cfg)
@@ -99,8 +99,8 @@ class ConvAdapter(_Adapter):
         norm_cfg, act_cfg: as mmcv's ConvModule takes them; none by default.
 
     Raises:
-        ValueError: ``resize`` is unknown, ``kernel_size`` even, ``stride_ratio`` no integer factor, or GN's
-            ``num_groups`` does not divide the channels.
+        ValueError: ``resize`` is unknown, ``kernel_size`` not odd, ``stride_ratio`` no integer factor, or GN's
+            ``num_groups`` missing or no divisor of the channels.
     """
 
     def __init__(
@@ -115,11 +115,16 @@ class ConvAdapter(_Adapter):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(resize, init_cfg)
+        check_integer('ConvAdapter.kernel_size', kernel_size, 1)
         if kernel_size % 2 == 0:
-            raise ValueError(f'kernel_size: expected an odd number, which keeps the size, found {kernel_size}')
-        _check_groups(norm_cfg, out_channels)
+            raise ValueError(
+                f'ConvAdapter.kernel_size: expected an odd number, which keeps the size, found {kernel_size}'
+            )
+        check_norm('ConvAdapter.norm_cfg', norm_cfg, out_channels)
         width = out_channels if resize == 'conv' else in_channels
-        self.pre = _resizing_conv(in_channels, width, stride_ratio) if resize == 'conv' else nn.Identity()
+        self.pre = nn.Identity()
+        if resize == 'conv':
+            self.pre = _resizing_conv('ConvAdapter.stride_ratio', in_channels, width, stride_ratio)
         self.conv = ConvModule(
             width, out_channels, kernel_size, padding=kernel_size // 2, norm_cfg=norm_cfg, act_cfg=act_cfg
         )
@@ -159,13 +164,16 @@ class SoKDAdapter(_Adapter):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(resize, init_cfg)
-        width = feat_channels or out_channels
-        _check_groups(norm_cfg, width, *([] if signed else [out_channels]))
+        check_bool('SoKDAdapter.signed', signed)
+        width = out_channels if feat_channels is None else feat_channels
+        check_integer('SoKDAdapter.feat_channels', width, 1)
+        check_norm('SoKDAdapter.norm_cfg', norm_cfg, width, *([] if signed else [out_channels]))
         options = dict(norm_cfg=norm_cfg, act_cfg=dict(type='ReLU'))
         last = dict(norm_cfg=None, act_cfg=None) if signed else options
         if resize == 'conv':
             self.match = nn.Sequential(
-                _resizing_conv(in_channels, width, stride_ratio), ConvModule(width, width, 1, **options)
+                _resizing_conv('SoKDAdapter.stride_ratio', in_channels, width, stride_ratio),
+                ConvModule(width, width, 1, **options),
             )
         else:
             self.match = ConvModule(in_channels, width, 1, **options)

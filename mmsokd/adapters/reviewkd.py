@@ -8,12 +8,14 @@ from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmsokd.adapters.conv import _check_groups
+from mmsokd.checks import check_integer, check_norm
 from mmsokd.registry import MODELS
 
 
 class AttentionFusion(BaseModule):
     """ABF, the attention-based fusion of one level with what comes from the deeper ones (arXiv:2104.09044, sec. 3.3).
+
+    The convs start as mmcv's do [ours: the published code draws them by ``kaiming_uniform_(a=1)``].
 
     Args:
         in_channels, mid_channels, out_channels: of the student's level, of what is passed on, of the teacher's level.
@@ -58,7 +60,7 @@ class ReviewKDAdapter(BaseModule):
             where a batch of one meets a level of one cell.
 
     Raises:
-        ValueError: GN's ``num_groups`` does not divide the channels.
+        ValueError: ``mid_channels`` is not positive, or GN's ``num_groups`` missing or no divisor of the channels.
     """
 
     pyramid = True
@@ -72,8 +74,9 @@ class ReviewKDAdapter(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        middle = mid_channels or min(512, in_channels[-1])
-        _check_groups(norm_cfg, middle, *out_channels)
+        middle = min(512, in_channels[-1]) if mid_channels is None else mid_channels
+        check_integer('ReviewKDAdapter.mid_channels', middle, 1)
+        check_norm('ReviewKDAdapter.norm_cfg', norm_cfg, middle, *out_channels)
         last = len(in_channels) - 1
         self.levels = ModuleList(
             AttentionFusion(i, middle, o, norm_cfg, deepest=level == last)

@@ -185,29 +185,33 @@ class Term(BaseModule):
         return adapters
 
     def _build_level_adapter(self, cfg: Any, default: str | None, s: FeatureSpec, t: FeatureSpec) -> nn.Module:
+        if cfg == 'inferred':
+            cfg = self._inferred_adapter(default, s, t)
         if cfg is None:
             return nn.Identity()
-        if cfg != 'inferred':
-            ratio = t.size[0] / s.size[0] if cfg.get('resize') == 'conv' else 1.0
-            key, found = (
-                f'{self.key}.adapter',
-                dict(in_channels=s.channels, out_channels=t.channels, stride_ratio=ratio),
-            )
-            if 'signed' in inspect.signature(part_class(key, cfg)).parameters:
-                found['signed'] = t.signed
-            return build_part(key, cfg, **found)
-        if default is not None and self.is_feature:
-            return MODELS.build(dict(type=default, **self._dense_options(s, t)))
+        key = f'{self.key}.adapter'
+        ratio = t.size[0] / s.size[0] if cfg.get('resize') == 'conv' else 1.0
+        found = dict(in_channels=s.channels, out_channels=t.channels, stride_ratio=ratio)
+        if 'signed' in inspect.signature(part_class(key, cfg)).parameters:
+            found['signed'] = t.signed
+        return build_part(key, cfg, **found)
+
+    def _inferred_adapter(self, default: str | None, s: FeatureSpec, t: FeatureSpec) -> dict | None:
+        """The loss's own, SoKD's, a linear one where the channels have to agree and do not, or none."""
+        own = self._asks('default_adapter')
+        if self.is_feature and own is not None:
+            return dict(type=own)
+        if self.is_feature and default is not None:
+            return dict(type=default, **self._dense_options(t))
         if s.channels != t.channels and self.equal_channels and not self._asks('on_logits'):
-            kind = f'mmsokd.{self._plain_adapter}'
-            return MODELS.build(dict(type=kind, in_channels=s.channels, out_channels=t.channels))
-        return nn.Identity()
+            return dict(type=f'mmsokd.{self._plain_adapter}')
+        return None
 
     def _build_loss(self, s: FeatureSpec, t: FeatureSpec, adapter: nn.Module) -> nn.Module:
         channels = s.channels if _keeps_channels(adapter) else t.channels
         return build_part(self.key, self._loss_cfg, student_channels=channels, teacher_channels=t.channels)
 
-    def _dense_options(self, s: FeatureSpec, t: FeatureSpec) -> dict:
+    def _dense_options(self, t: FeatureSpec) -> dict:
         """SoKD's three-conv adapter at a width and with a norm that suit the map [ours].
 
         The authors' CIFAR code has one map and a BN at full width. On a pyramid that would cost as much as a
@@ -217,9 +221,7 @@ class Term(BaseModule):
         width = min(t.channels, 64 if pyramid else 256)
         groups = next(g for g in (16, 8, 4, 2, 1) if width % g == 0 and t.channels % g == 0)
         norm = dict(type='GN', num_groups=groups) if pyramid else dict(type='BN')
-        return dict(
-            in_channels=s.channels, out_channels=t.channels, feat_channels=width, signed=t.signed, norm_cfg=norm
-        )
+        return dict(feat_channels=width, norm_cfg=norm)
 
     @property
     def _plain_adapter(self) -> str:
@@ -288,16 +290,20 @@ class Term(BaseModule):
         """
         total = student[0].new_zeros((), dtype=torch.float32)
         more: dict[str, Any] = dict(samples=samples) if self._asks('wants_samples') else {}
-        with torch.autocast(student[0].device.type, enabled=False):
-            for i, loss in enumerate(self.losses):
-                if weights is not None and self._asks('per_position'):
-                    more['weight'] = weights[i]
-                total = total + loss(student[i].float(), teacher[i].float(), **more)
+        for i, loss in enumerate(self.losses):
+            if weights is not None and self._asks('per_position'):
+                more['weight'] = weights[i]
+            total = total + _compare(loss, student[i], teacher[i], **more)
         return total
 
     def untouched(self) -> Tensor | float:
         """Zero, with a graph to every parameter: keeps DDP content in a step that leaves the term out."""
         return sum(p.sum() * 0.0 for p in self.parameters() if p.requires_grad)
+
+
+@losses.in_fp32
+def _compare(loss: nn.Module, student: Tensor, teacher: Tensor, **more: Any) -> Tensor:
+    return loss(student, teacher, **more)  # which need not be one of ours
 
 
 class PerLevel(ModuleList):

@@ -1,7 +1,7 @@
 """Losses: tensors in, a scalar out; one paper a file, a function and a thin module."""
 
 from mmsokd.losses.at import ATLoss, at_loss
-from mmsokd.losses.base import TermLoss
+from mmsokd.losses.base import TermLoss, in_fp32
 from mmsokd.losses.crd import CRDLoss, nce_loss
 from mmsokd.losses.cwd import CWDLoss, cwd_loss
 from mmsokd.losses.dist import DISTLoss, dist_loss
@@ -41,6 +41,7 @@ __all__ = [
     'fgd_focal_loss',
     'fitnet_loss',
     'hcl_loss',
+    'in_fp32',
     'kd_loss',
     'ld_loss',
     'mgd_loss',

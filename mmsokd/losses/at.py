@@ -3,7 +3,8 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmsokd.losses.base import TermLoss
+from mmsokd.checks import check_maps, check_number
+from mmsokd.losses.base import TermLoss, in_fp32
 from mmsokd.losses.weighting import mean_over_positions
 from mmsokd.registry import MODELS
 
@@ -21,6 +22,7 @@ def attention_map(feat: Tensor, p: float = 2.0) -> Tensor:
     return F.normalize(energy.flatten(1)).view_as(energy)
 
 
+@in_fp32
 def at_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None, p: float = 2.0) -> Tensor:
     r"""Mean squared difference of attention maps (Zagoruyko and Komodakis, arXiv:1612.03928, eq. 2).
 
@@ -37,13 +39,9 @@ def at_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None, p: f
     Returns: scalar >= 0; zero iff the attention maps agree (where weighed).
 
     Raises:
-        ValueError: the sizes differ.
+        ValueError: they are no maps, or their sizes differ.
     """
-    if student.shape[-2:] != teacher.shape[-2:]:
-        raise ValueError(
-            f'expected maps of one size, found student {tuple(student.shape)}, teacher {tuple(teacher.shape)}; '
-            "give this term adapter=dict(type='mmsokd.ConvAdapter', resize='bilinear') or tap another layer"
-        )
+    check_maps(student, teacher, same_channels=False)
     difference = attention_map(student, p) - attention_map(teacher, p)
     return mean_over_positions(difference**2, weight)
 
@@ -56,15 +54,15 @@ class ATLoss(TermLoss):
         p: exponent of the activation, >= 1. Take a ``loss_weight`` around 1000, as the benchmarks do.
 
     Raises:
-        ValueError: ``p`` is below 1.
+        ValueError: ``p`` is no number, or below 1.
     """
 
+    maps_only = True
     per_position = True
 
     def __init__(self, p: float = 2.0) -> None:
         super().__init__()
-        if p < 1:
-            raise ValueError(f'ATLoss.p: expected a number >= 1, found {p!r}')
+        check_number('ATLoss.p', p, least=1)
         self.p = p
 
     def forward(self, student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -1,8 +1,29 @@
 """What a term asks of its loss."""
 
-from typing import ClassVar
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+
+def in_fp32(function: Callable) -> Callable:
+    """Let a loss compute in fp32 inside autocast: fp16 and bf16 tensors are widened, float64 is kept."""
+
+    @functools.wraps(function)
+    def computed(*args: Any, **kwargs: Any) -> Any:
+        args = [_widened(value) for value in args]
+        kwargs = {key: _widened(value) for key, value in kwargs.items()}
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            return function(*args, **kwargs)
+
+    return computed
+
+
+def _widened(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16) else value
 
 
 class TermLoss(nn.Module):
@@ -15,6 +36,7 @@ class TermLoss(nn.Module):
     Attributes:
         same_channels: both sides need equal channels; a 1x1 adapter is inferred where they differ.
         same_size: both sides need maps of one size; SoKD's plug-ins do in any case.
+        maps_only: compares maps (N, C, H, W) and refuses vectors (N, C).
         per_position: ``forward`` takes ``weight=`` (N, 1, H, W), SoKD's areas, as weights of the positions.
         on_logits: compares logits (N, K) or dense logits (N, K, H, W): no adapter is inferred, and SoKD's plug-ins
             leave them alone; ``refine=dict(at=...)`` reaches them through the teacher.
@@ -24,6 +46,7 @@ class TermLoss(nn.Module):
 
     same_channels: ClassVar[bool] = False
     same_size: ClassVar[bool] = True
+    maps_only: ClassVar[bool] = False
     per_position: ClassVar[bool] = False
     on_logits: ClassVar[bool] = False
     wants_samples: ClassVar[bool] = False

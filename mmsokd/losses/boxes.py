@@ -23,12 +23,12 @@ def boxes_in_cells(samples: Sequence | None, feat: Tensor) -> Tensor:
         ValueError: a sample has no boxes of four corners, or does not tell its input's size.
     """
     boxes = [_boxes_of(sample) for sample in samples or [None]]
-    height, width = feat.shape[-2:]
-    pixels = torch.tensor([[w, h, w, h] for h, w in map(_input_size, samples)], dtype=feat.dtype)
-    pixels = pixels.to(feat.device, non_blocking=True)
     padded = F.pad(pad_sequence(boxes, batch_first=True, padding_value=torch.nan), (0, 0, 0, 1), value=torch.nan)
-    # Multiplied first: a box that ends with a cell then ends there exactly.
-    return padded.to(feat) * feat.new_tensor([width, height, width, height]) / pixels[:, None]
+    padded = padded.to(feat.device, feat.dtype, non_blocking=True)
+    sides = [(w, h, w, h) for h, w in (feat.shape[-2:], *map(_input_size, samples))]
+    sides = torch.tensor(sides, dtype=feat.dtype).to(feat.device, non_blocking=True)  # in one copy, without waiting
+    cells, pixels = sides[0], sides[1:, None]
+    return padded * cells / pixels  # multiplied first: a box that ends with a cell then ends there exactly
 
 
 def cells_of(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,14 @@
 """CWD: where each channel is active, as a distribution over the map."""
 
 from torch import Tensor
-from torch.nn import functional as F
 
-from mmsokd.checks import check_positive, check_same_shape
-from mmsokd.losses.base import TermLoss
+from mmsokd.checks import check_maps, check_positive
+from mmsokd.losses.base import TermLoss, in_fp32
+from mmsokd.losses.logits import divergence
 from mmsokd.registry import MODELS
 
 
+@in_fp32
 def cwd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
     r"""KL divergence of each channel's softmax over the positions (Shu et al., CWD, arXiv:2011.13256).
 
@@ -22,13 +23,11 @@ def cwd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
     Returns: scalar >= 0; zero iff each channel agrees up to a shift.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: they are no maps of one shape.
     """
-    check_same_shape(student, teacher)
-    log_s = F.log_softmax(student.flatten(2) / tau, dim=2)  # (N, C, HW)
-    log_t = F.log_softmax(teacher.flatten(2) / tau, dim=2)
-    channels = student.shape[0] * student.shape[1]
-    return tau**2 * F.kl_div(log_s, log_t, reduction='sum', log_target=True) / channels
+    check_maps(student, teacher)
+    log_s, log_t = ((x.flatten(2) / tau).log_softmax(2) for x in (student, teacher))  # (N, C, HW)
+    return tau**2 * divergence(log_t, log_s, dim=2).mean()
 
 
 @MODELS.register_module()
@@ -51,6 +50,7 @@ class CWDLoss(TermLoss):
     """
 
     same_channels = True
+    maps_only = True
 
     def __init__(self, tau: float = 4.0) -> None:
         super().__init__()

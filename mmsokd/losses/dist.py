@@ -1,31 +1,22 @@
 """DIST: imitation of the predictions' correlations."""
 
-import torch
 from torch import Tensor
 
-from mmsokd.checks import check_positive
-from mmsokd.losses.base import TermLoss
+from mmsokd.checks import check_number, check_positive
+from mmsokd.losses.base import TermLoss, in_fp32
 from mmsokd.losses.logits import check_logits
+from mmsokd.losses.standardize import standardize
 from mmsokd.registry import MODELS
+
+EPS = 1e-8  # which the authors' code adds to the length of the centred probabilities
 
 
 def pearson(a: Tensor, b: Tensor, dim: int) -> Tensor:
     """Pearson's correlation of ``a`` and ``b`` along ``dim``; 0, without a gradient, where one of them is constant."""
-    return (_standard(a, dim) * _standard(b, dim)).sum(dim)
+    return (standardize(a, dim, EPS) * standardize(b, dim, EPS)).mean(dim)
 
 
-def _standard(x: Tensor, dim: int, eps: float = 1e-6) -> Tensor:
-    """Mean 0 and length 1 along ``dim``; what varies by less than ``eps`` of its own length becomes zero [ours].
-
-    The authors' code divides by ``length + 1e-8`` and hands the rounding error of a constant a gradient of that order.
-    """
-    centred = x - x.mean(dim, keepdim=True)
-    length = torch.linalg.vector_norm(centred, dim=dim, keepdim=True)
-    scale = torch.linalg.vector_norm(x.detach(), dim=dim, keepdim=True)
-    varies = length > eps * scale + 1e-18  # whose square is still a normal number in fp32
-    return torch.where(varies, centred / torch.where(varies, length, 1.0), 0.0)
-
-
+@in_fp32
 def dist_loss(student: Tensor, teacher: Tensor, beta: float = 1.0, gamma: float = 1.0, tau: float = 1.0) -> Tensor:
     r"""One minus the correlations between classes and within classes (Huang et al., DIST, arXiv:2205.10536, sec. 4).
 
@@ -66,7 +57,7 @@ class DISTLoss(TermLoss):
         tau: temperature > 0. The authors take 1, 1, 1 on ImageNet, and 2, 2, 4 on CIFAR-100.
 
     Raises:
-        ValueError: ``tau`` is not positive.
+        ValueError: ``beta`` or ``gamma`` is negative, or ``tau`` not positive.
     """
 
     same_channels = True
@@ -74,6 +65,8 @@ class DISTLoss(TermLoss):
 
     def __init__(self, beta: float = 1.0, gamma: float = 1.0, tau: float = 1.0) -> None:
         super().__init__()
+        check_number('DISTLoss.beta', beta)
+        check_number('DISTLoss.gamma', gamma)
         check_positive('DISTLoss.tau', tau)
         self.beta = beta
         self.gamma = gamma

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmsokd.checks import check_positive
-from mmsokd.losses.base import TermLoss
+from mmsokd.checks import check_integer, check_number, check_positive
+from mmsokd.losses.base import TermLoss, in_fp32
 from mmsokd.losses.logits import check_logits, divergence
 from mmsokd.registry import MODELS
 
 
+@in_fp32
 def dkd_loss(
     student: Tensor, teacher: Tensor, target: Tensor, alpha: float = 1.0, beta: float = 8.0, tau: float = 4.0
 ) -> Tensor:
@@ -70,7 +71,7 @@ class DKDLoss(TermLoss):
         ignore_index: value of ``gt_sem_seg`` that is left out.
 
     Raises:
-        ValueError: ``tau`` is not positive.
+        ValueError: ``alpha`` or ``beta`` is negative, ``tau`` not positive, or ``ignore_index`` no integer.
     """
 
     same_channels = True
@@ -79,7 +80,10 @@ class DKDLoss(TermLoss):
 
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, tau: float = 4.0, ignore_index: int = 255) -> None:
         super().__init__()
+        check_number('DKDLoss.alpha', alpha)
+        check_number('DKDLoss.beta', beta)
         check_positive('DKDLoss.tau', tau)
+        check_integer('DKDLoss.ignore_index', ignore_index)
         self.alpha = alpha
         self.beta = beta
         self.tau = tau
@@ -95,7 +99,8 @@ class DKDLoss(TermLoss):
             target = segments(samples, student.shape[-2:], self.ignore_index)
         else:
             target = classes(samples)
-        return dkd_loss(student, teacher, target.to(student.device), self.alpha, self.beta, self.tau)
+        target = target.to(student.device, non_blocking=True)
+        return dkd_loss(student, teacher, target, self.alpha, self.beta, self.tau)
 
 
 def classes(samples: Sequence[Any] | None) -> Tensor:

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 import torch
+from mmengine.model import kaiming_init
 from torch import Tensor, nn
 
-from mmsokd.checks import check_positive, check_same_shape
-from mmsokd.losses.base import TermLoss
+from mmsokd.checks import check_maps, check_number, check_positive
+from mmsokd.losses.base import TermLoss, in_fp32
 from mmsokd.losses.boxes import boxes_in_cells, cells_of
 from mmsokd.registry import MODELS
 
@@ -16,7 +17,7 @@ def focal_masks(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
     A cell that a box touches is foreground and counts one over the number of cells of the smallest such box; any other
     counts one over the number of background cells. The box's cells are those it touches [ours: the published code
-    takes one more row and column].
+    takes one more row and column, and in its first version exchanged rows and columns].
 
     Args:
         boxes: corners in cells (N, n, 4), filled up with NaN, n >= 1 (:func:`~mmsokd.losses.boxes.boxes_in_cells`).
@@ -45,6 +46,7 @@ def attention_maps(feat: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     return spatial.view(n, 1, h, w), channel.view(n, c, 1, 1)
 
 
+@in_fp32
 def fgd_focal_loss(
     student: Tensor,
     teacher: Tensor,
@@ -71,9 +73,9 @@ def fgd_focal_loss(
     Returns: scalar >= 0; zero for equal features.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: they are no maps of one shape.
     """
-    check_same_shape(student, teacher)
+    check_maps(student, teacher)
     foreground, background = masks
     ours, theirs = attention_maps(student, temperature), attention_maps(teacher, temperature)
     where = (alpha * foreground + beta * background) * theirs[0] * theirs[1]
@@ -85,8 +87,8 @@ def fgd_focal_loss(
 class GlobalContext(nn.Module):
     """GCNet's block, which FGD takes for the relation of the positions (arXiv:2111.11837, sec. 3.2).
 
-    ``F + W_2 ReLU(LN(W_1 c))`` with the context ``c``, the mean of F under a softmax over the positions. Its last
-    layer starts at zero, as in GCNet.
+    ``F + W_2 ReLU(LN(W_1 c))`` with the context ``c``, the mean of F under a softmax over the positions. Its first and
+    last layers start as in the published code, the last at zero.
     """
 
     def __init__(self, channels: int) -> None:
@@ -96,6 +98,7 @@ class GlobalContext(nn.Module):
         self.transform = nn.Sequential(
             nn.Conv2d(channels, width, 1), nn.LayerNorm([width, 1, 1]), nn.ReLU(), nn.Conv2d(width, channels, 1)
         )
+        kaiming_init(self.key, mode='fan_in')
         nn.init.zeros_(self.transform[-1].weight)
         nn.init.zeros_(self.transform[-1].bias)
 
@@ -131,6 +134,7 @@ class FGDLoss(TermLoss):
     """
 
     same_channels = True
+    maps_only = True
     wants_samples = True
 
     def __init__(
@@ -144,14 +148,14 @@ class FGDLoss(TermLoss):
     ) -> None:
         super().__init__()
         for key, value in dict(alpha=alpha, beta=beta, gamma=gamma, lambda_=lambda_).items():
-            if value < 0:
-                raise ValueError(f'FGDLoss.{key}: expected a number >= 0, found {value!r}')
+            check_number(f'FGDLoss.{key}', value)
         check_positive('FGDLoss.temperature', temperature)
         self.focal = dict(alpha=alpha, beta=beta, gamma=gamma, temperature=temperature)
         self.lambda_ = lambda_
         self.student_relation = GlobalContext(teacher_channels)
         self.teacher_relation = GlobalContext(teacher_channels)
 
+    @in_fp32
     def forward(self, student: Tensor, teacher: Tensor, samples: Sequence | None = None) -> Tensor:
         """The loss of one level.
 
@@ -160,7 +164,7 @@ class FGDLoss(TermLoss):
             samples: N data samples with ``gt_instances.bboxes``.
 
         Raises:
-            ValueError: the shapes differ, or the samples have no boxes.
+            ValueError: they are no maps of one shape, or the samples have no boxes.
         """
         with torch.no_grad():
             masks = focal_masks(boxes_in_cells(samples, teacher), teacher.shape[-2:])

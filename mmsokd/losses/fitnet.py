@@ -3,11 +3,12 @@
 from torch import Tensor
 
 from mmsokd.checks import check_same_shape
-from mmsokd.losses.base import TermLoss
+from mmsokd.losses.base import TermLoss, in_fp32
 from mmsokd.losses.weighting import mean_over_positions
 from mmsokd.registry import MODELS
 
 
+@in_fp32
 def fitnet_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> Tensor:
     r"""Mean squared error of two features (Romero et al., FitNets, arXiv:1412.6550, eq. 3).
 

@@ -4,13 +4,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmsokd.checks import check_choice, check_positive
-from mmsokd.losses.base import TermLoss
+from mmsokd.losses.base import TermLoss, in_fp32
 from mmsokd.losses.logits import check_logits, divergence
 from mmsokd.registry import MODELS
 
-ACTIVATIONS = ('softmax', 'sigmoid')
+
+def _softmax_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    return divergence(teacher.log_softmax(1), student.log_softmax(1))
 
 
+def _sigmoid_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    on = divergence(F.logsigmoid(teacher), F.logsigmoid(student))
+    return on + divergence(F.logsigmoid(-teacher), F.logsigmoid(-student))
+
+
+ACTIVATIONS = {'softmax': _softmax_kl, 'sigmoid': _sigmoid_kl}
+
+
+@in_fp32
 def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0, activation: str = 'softmax') -> Tensor:
     r"""Divergence of softened predictions (Hinton et al., arXiv:1503.02531, sec. 2).
 
@@ -27,20 +38,11 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0, activation: str 
     Returns: scalar >= 0; zero iff the softened predictions agree.
 
     Raises:
-        ValueError: the shapes differ, or are none of these.
+        ValueError: the shapes differ, or an argument is none of these.
     """
+    check_choice('activation', activation, ACTIVATIONS)
     check_logits(student, teacher)
-    kl = _softmax_kl if activation == 'softmax' else _sigmoid_kl
-    return tau**2 * kl(student / tau, teacher / tau).mean()
-
-
-def _softmax_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    return divergence(teacher.log_softmax(1), student.log_softmax(1))
-
-
-def _sigmoid_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    on = divergence(F.logsigmoid(teacher), F.logsigmoid(student))
-    return on + divergence(F.logsigmoid(-teacher), F.logsigmoid(-student))
+    return tau**2 * ACTIVATIONS[activation](student / tau, teacher / tau).mean()
 
 
 @MODELS.register_module()

@@ -1,26 +1,29 @@
 """LD: distillation of where the sides of a box are believed to be."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from mmsokd.checks import check_positive, check_same_shape
-from mmsokd.losses.base import TermLoss
+from mmsokd.checks import check_maps, check_positive
+from mmsokd.losses.base import TermLoss, in_fp32
 from mmsokd.losses.boxes import boxes_in_cells, cells_of
+from mmsokd.losses.logits import divergence
 from mmsokd.losses.weighting import mean_over_positions
 from mmsokd.registry import MODELS
 
 
+@in_fp32
 def ld_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None, tau: float = 10.0) -> Tensor:
     r"""KL divergence of the distributions of a box's four sides (Zheng et al., LD, arXiv:2102.12252).
 
     .. math:: \frac{\tau^2}{4P} \sum_p \sum_{e=1}^4 \mathrm{KL}(\phi(t_{pe}) \,\|\, \phi(s_{pe})), \quad
         \phi(x)_i = \frac{\exp(x_i / \tau)}{\sum_j \exp(x_j / \tau)}
 
-    with ``p`` the ``P`` positions that count. The paper sums over the sides; the published code takes the mean over
-    sides and over the bins, so that its weight of 0.25 is ``0.25 / (reg_max + 1)`` here.
+    with ``p`` the ``P`` positions that count. The mean over the positions, as GFL has it for its own loss of the
+    distributions [ours: the published code takes the mean over sides and bins, and the sum over the positive positions
+    of all levels, each times the student's class score; its weight does not carry over].
 
     Args:
         student, teacher: GFL's logits (N, 4 (reg_max + 1), H, W) of one shape.
@@ -31,23 +34,34 @@ def ld_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None, tau:
     Returns: scalar >= 0; zero iff all distributions agree (where weighed).
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: they are no maps of one shape.
     """
-    check_same_shape(student, teacher)
-    log_s, log_t = (F.log_softmax(x.unflatten(1, (4, -1)) / tau, dim=2) for x in (student, teacher))
-    divergence = F.kl_div(log_s, log_t, reduction='none', log_target=True).sum(2)  # (N, 4, H, W)
-    return tau**2 * mean_over_positions(divergence, weight)
+    check_maps(student, teacher)
+    log_s, log_t = ((x.unflatten(1, (4, -1)) / tau).log_softmax(2) for x in (student, teacher))
+    return tau**2 * mean_over_positions(divergence(log_t, log_s, dim=2), weight)  # (N, 4, H, W)
 
 
-def inside_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Which cells some box touches: corners in cells (N, n, 4), NaN for none -> (N, 1, H, W), 0 or 1."""
-    rows, columns = (cells.to(boxes.dtype) for cells in cells_of(boxes, size))
-    return (rows.transpose(1, 2) @ columns > 0).to(boxes.dtype)[:, None]
+def inside_boxes(boxes: Tensor, size: tuple[int, int], reach: float = math.inf) -> Tensor:
+    """Which cells some box touches that ends within ``reach`` of them.
+
+    Args:
+        boxes: corners in cells (N, n, 4), NaN for none.
+        size: height and width of the map.
+        reach: how far, in cells, the box's sides may be from the cell's corner, GFL's anchor point: ``reg_max``, since
+            the distributions end there.
+
+    Returns: (N, 1, H, W), 0 or 1.
+    """
+    rows, columns = cells_of(boxes, size)
+    for cells, low, high in ((rows, boxes[..., 1:2], boxes[..., 3:]), (columns, boxes[..., :1], boxes[..., 2:3])):
+        point = torch.arange(cells.shape[-1], device=boxes.device)
+        cells &= (point - low <= reach) & (high - point <= reach)
+    return (rows.to(boxes.dtype).transpose(1, 2) @ columns.to(boxes.dtype) > 0).to(boxes.dtype)[:, None]
 
 
 @MODELS.register_module()
 class LDLoss(TermLoss):
-    """:func:`ld_loss` over the positions that ground-truth boxes touch [ours].
+    """:func:`ld_loss` over the positions that ground-truth boxes touch whose sides the distributions reach [ours].
 
     The paper takes the positions that the assigner finds positive, and a valuable region around them.
 
@@ -63,19 +77,22 @@ class LDLoss(TermLoss):
     """
 
     same_channels = True
+    maps_only = True
     on_logits = True
     wants_samples = True
 
     def __init__(self, teacher_channels: int, tau: float = 10.0) -> None:
         super().__init__()
-        if teacher_channels % 4 or teacher_channels < 8:
+        if not isinstance(teacher_channels, int) or teacher_channels % 4 or teacher_channels < 8:
             raise ValueError(
-                f'LDLoss: expected the 4 * (reg_max + 1) channels of a GFL head, found {teacher_channels}; '
+                f'LDLoss: expected the 4 * (reg_max + 1) channels of a GFL head, found {teacher_channels!r}; '
                 "tap 'bbox_head.gfl_reg' or 'bbox_head[1]'"
             )
         check_positive('LDLoss.tau', tau)
         self.tau = tau
+        self.reach = teacher_channels // 4 - 1
 
+    @in_fp32
     def forward(self, student: Tensor, teacher: Tensor, samples: Sequence | None = None) -> Tensor:
         """The loss of one level; zero where no picture has a box.
 
@@ -84,8 +101,8 @@ class LDLoss(TermLoss):
             samples: N data samples with ``gt_instances.bboxes``.
 
         Raises:
-            ValueError: the shapes differ, or the samples have no boxes.
+            ValueError: they are no maps of one shape, or the samples have no boxes.
         """
         with torch.no_grad():
-            inside = inside_boxes(boxes_in_cells(samples, teacher), teacher.shape[-2:])
+            inside = inside_boxes(boxes_in_cells(samples, teacher), teacher.shape[-2:], self.reach)
         return ld_loss(student, teacher, inside, self.tau)

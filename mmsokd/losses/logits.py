@@ -12,6 +12,6 @@ def check_logits(student: Tensor, teacher: Tensor) -> None:
         )
 
 
-def divergence(log_teacher: Tensor, log_student: Tensor) -> Tensor:
-    """``KL(teacher || student)`` over dimension 1, from log-probabilities: (N, K, ...) -> (N, ...)."""
-    return (log_teacher.exp() * (log_teacher - log_student)).sum(1)
+def divergence(log_teacher: Tensor, log_student: Tensor, dim: int = 1) -> Tensor:
+    """``KL(teacher || student)`` over ``dim``, from log-probabilities: (N, K, ...) -> (N, ...)."""
+    return (log_teacher.exp() * (log_teacher - log_student)).sum(dim)

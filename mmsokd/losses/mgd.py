@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mmsokd.checks import check_same_shape
-from mmsokd.losses.base import TermLoss
+from mmsokd.checks import check_maps, check_range
+from mmsokd.losses.base import TermLoss, in_fp32
 from mmsokd.losses.weighting import mean_over_positions
 from mmsokd.registry import MODELS
 
@@ -16,6 +16,7 @@ def draw_mask(feat: Tensor, ratio: float) -> Tensor:
     return (torch.rand_like(feat[:, :1]) >= ratio).to(feat.dtype)
 
 
+@in_fp32
 def mgd_loss(
     student: Tensor,
     teacher: Tensor,
@@ -41,9 +42,9 @@ def mgd_loss(
     Returns: scalar >= 0; zero iff the teacher is restored (where weighed).
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: they are no maps of one shape.
     """
-    check_same_shape(student, teacher)
+    check_maps(student, teacher)
     error = (generate(student * mask) - teacher) ** 2
     return mean_over_positions(error, weight) * teacher.shape[1:].numel()
 
@@ -65,12 +66,12 @@ class MGDLoss(TermLoss):
     """
 
     same_channels = True
+    maps_only = True
     per_position = True
 
     def __init__(self, teacher_channels: int, lambda_mgd: float = 0.65) -> None:
         super().__init__()
-        if not 0 <= lambda_mgd < 1:
-            raise ValueError(f'MGDLoss.lambda_mgd: expected a number in [0, 1), found {lambda_mgd!r}')
+        check_range('MGDLoss.lambda_mgd', lambda_mgd, 0, 1, closed=False)
         self.lambda_mgd = lambda_mgd
         self.generate = nn.Sequential(
             nn.Conv2d(teacher_channels, teacher_channels, 3, padding=1),
@@ -78,6 +79,7 @@ class MGDLoss(TermLoss):
             nn.Conv2d(teacher_channels, teacher_channels, 3, padding=1),
         )
 
+    @in_fp32
     def forward(self, student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> Tensor:
         """See :func:`mgd_loss`."""
         return mgd_loss(student, teacher, draw_mask(student, self.lambda_mgd), self.generate, weight)

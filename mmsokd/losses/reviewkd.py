@@ -3,14 +3,15 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmsokd.checks import check_same_shape
-from mmsokd.losses.base import TermLoss
+from mmsokd.checks import check_maps
+from mmsokd.losses.base import TermLoss, in_fp32
 from mmsokd.losses.weighting import mean_over_positions
 from mmsokd.registry import MODELS
 
 SCALES = (4, 2, 1)  # sides of the pooled maps
 
 
+@in_fp32
 def hcl_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> Tensor:
     r"""Hierarchical context loss of one level (Chen et al., ReviewKD, arXiv:2104.09044, sec. 3.3).
 
@@ -28,9 +29,9 @@ def hcl_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> 
     Returns: scalar >= 0; zero iff both agree (where weighed).
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: they are no maps of one shape.
     """
-    check_same_shape(student, teacher)
+    check_maps(student, teacher)
     difference = student - teacher
     total, share, shares = mean_over_positions(difference**2, weight), 1.0, 1.0
     for scale in SCALES:
@@ -62,6 +63,7 @@ class ReviewKDLoss(TermLoss):
     """
 
     same_channels = True
+    maps_only = True
     per_position = True
     default_adapter = 'mmsokd.ReviewKDAdapter'
 

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmsokd.losses.base import TermLoss
+from mmsokd.checks import check_number
+from mmsokd.losses.base import TermLoss, in_fp32
 from mmsokd.losses.pooling import pooled
 from mmsokd.registry import MODELS
 
@@ -27,6 +28,7 @@ def relations(vectors: Tensor) -> tuple[Tensor, Tensor]:
     return length / torch.where(mean > 0, mean, 1.0), unit @ unit.transpose(1, 2)
 
 
+@in_fp32
 def rkd_loss(student: Tensor, teacher: Tensor, distance_weight: float = 25.0, angle_weight: float = 50.0) -> Tensor:
     r"""Huber losses of distances and angles between pictures (Park et al., RKD, arXiv:1904.05068, sec. 3.2).
 
@@ -56,12 +58,17 @@ class RKDLoss(TermLoss):
 
     Args:
         distance_weight, angle_weight: of the two parts; 25 and 50 are what the benchmarks take.
+
+    Raises:
+        ValueError: a weight is negative.
     """
 
     same_size = False
 
     def __init__(self, distance_weight: float = 25.0, angle_weight: float = 50.0) -> None:
         super().__init__()
+        check_number('RKDLoss.distance_weight', distance_weight)
+        check_number('RKDLoss.angle_weight', angle_weight)
         self.distance_weight = distance_weight
         self.angle_weight = angle_weight
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmsokd.losses.base import TermLoss
+from mmsokd.losses.base import TermLoss, in_fp32
 from mmsokd.registry import MODELS
 
 
@@ -13,6 +13,7 @@ def similarities(feat: Tensor) -> Tensor:
     return F.normalize(rows @ rows.t(), dim=1)
 
 
+@in_fp32
 def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
     r"""Mean squared difference of the similarities (Tung and Mori, SP, arXiv:1907.09682, sec. 3).
 

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmsokd.checks import check_same_shape
-from mmsokd.losses.base import TermLoss
+from mmsokd.checks import check_maps, check_positive
+from mmsokd.losses.base import TermLoss, in_fp32
 from mmsokd.losses.weighting import mean_over_positions
 from mmsokd.registry import MODELS
 
 
+@in_fp32
 def vid_loss(student: Tensor, teacher: Tensor, variance: Tensor, weight: Tensor | None = None) -> Tensor:
     r"""Negative log-likelihood of the teacher's feature (Ahn et al., VID, arXiv:1904.05835).
 
@@ -28,9 +29,9 @@ def vid_loss(student: Tensor, teacher: Tensor, variance: Tensor, weight: Tensor 
     Returns: scalar of any sign; the least, for given variances, iff both agree (where weighed).
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: they are no maps of one shape.
     """
-    check_same_shape(student, teacher)
+    check_maps(student, teacher)
     variance = variance.view(1, -1, 1, 1)
     return mean_over_positions(0.5 * ((student - teacher) ** 2 / variance + variance.log()), weight)
 
@@ -39,9 +40,8 @@ def vid_loss(student: Tensor, teacher: Tensor, variance: Tensor, weight: Tensor 
 class VIDLoss(TermLoss):
     """:func:`vid_loss` with a learned variance a channel, ``softplus(raw) + eps``.
 
-    The mean is the term's adapter: 1x1 where the channels differ, none where they agree. The paper's regressor is a
-    stack of 1x1 convs; give ``adapter=dict(type='mmsokd.ConvAdapter')``, which learns even where channels agree, or
-    ``'mmsokd.SoKDAdapter'``.
+    The mean is the term's adapter, by default a 1x1 :class:`~mmsokd.adapters.ConvAdapter`, which learns even where the
+    channels agree [ours: the paper's regressor is a stack of 1x1 convs].
 
     The loss may become negative, as the logarithm of a density does.
 
@@ -51,18 +51,20 @@ class VIDLoss(TermLoss):
         eps: their lower bound.
 
     Raises:
-        ValueError: ``eps`` is not positive, or ``init_variance`` not above it.
+        ValueError: an argument is not positive, or ``init_variance`` not above ``eps``.
     """
 
     same_channels = True
+    maps_only = True
     per_position = True
+    default_adapter = 'mmsokd.ConvAdapter'
 
     def __init__(self, teacher_channels: int, init_variance: float = 5.0, eps: float = 1e-5) -> None:
         super().__init__()
-        if not 0 < eps < init_variance:
-            raise ValueError(
-                f'VIDLoss.init_variance: expected eps > 0 and a number above it, found {init_variance!r} and {eps!r}'
-            )
+        check_positive('VIDLoss.eps', eps)
+        check_positive('VIDLoss.init_variance', init_variance)
+        if init_variance <= eps:
+            raise ValueError(f'VIDLoss.init_variance: expected a number above eps, {eps!r}, found {init_variance!r}')
         self.eps = eps
         start = init_variance - eps
         raw = start + math.log(-math.expm1(-start))  # the inverse of softplus

@@ -1,8 +1,10 @@
+import re
+
 import pytest
 import torch
 from torch import nn
 
-from mmsokd.adapters import ConvAdapter, SoKDAdapter
+from mmsokd.adapters import ConvAdapter, ResizeAdapter, SoKDAdapter
 
 
 @pytest.mark.parametrize('cls', [ConvAdapter, SoKDAdapter])
@@ -30,17 +32,35 @@ def test_another_size_without_a_policy_is_refused(cls):
 
 
 @pytest.mark.parametrize('cls', [ConvAdapter, SoKDAdapter])
-def test_what_cannot_be_built_is_refused(cls):
-    with pytest.raises(ValueError, match=r'num_groups: expected a divisor of the 7 channels, found 4'):
-        cls(4, 7, norm_cfg=dict(type='GN', num_groups=4))
-    for ratio in (1.5, 0.4, 0.0):
-        with pytest.raises(ValueError, match=f"stride_ratio: expected an integer .*found {ratio}.*'bilinear'"):
-            cls(4, 7, resize='conv', stride_ratio=ratio)
+@pytest.mark.parametrize(
+    ('wrong', 'message'),
+    [
+        (dict(norm_cfg=dict(type='GN', num_groups=4)), 'norm_cfg.num_groups: expected a divisor of the 7 channels'),
+        (dict(norm_cfg=dict(type='GN', num_groups=0)), 'norm_cfg.num_groups: expected an integer >= 1, found 0'),
+        (dict(norm_cfg=dict(type='GN')), 'norm_cfg.num_groups: expected an integer >= 1, found None'),
+        (dict(norm_cfg='BN'), "norm_cfg: expected None or a dict with 'type', found 'BN'"),
+        (dict(resize='conv', stride_ratio=0.0), 'stride_ratio: expected a number > 0, found 0.0'),
+        (dict(resize='conv', stride_ratio=1.5), 'stride_ratio: expected an integer or one over it'),
+        (dict(resize='conv', stride_ratio=0.4), 'stride_ratio: expected an integer or one over it'),
+        (dict(resize='conv', stride_ratio=1.25), 'stride_ratio: expected an integer or one over it'),
+        (dict(resize='conv', stride_ratio=0.8), 'stride_ratio: expected an integer or one over it'),
+    ],
+)
+def test_what_cannot_be_built_is_refused(cls, wrong, message):
+    with pytest.raises(ValueError, match=re.escape(f'{cls.__name__}.{message}')):
+        cls(4, 7, **wrong)
 
 
-def test_even_kernel_is_refused():
-    with pytest.raises(ValueError, match='kernel_size: expected an odd number'):
-        ConvAdapter(4, 7, kernel_size=2)
+@pytest.mark.parametrize('size', [2, 0, -1, (3, 3), 3.0])
+def test_kernels_that_do_not_keep_the_size_are_refused(size):
+    with pytest.raises(ValueError, match=rf'ConvAdapter\.kernel_size: expected an .*found {re.escape(str(size))}'):
+        ConvAdapter(4, 7, kernel_size=size)
+
+
+@pytest.mark.parametrize('resize', ['conv', None])
+def test_resize_adapter_only_interpolates(resize):
+    with pytest.raises(ValueError, match=r"ResizeAdapter\.resize: expected one of \['bilinear', 'nearest', 'area'\]"):
+        ResizeAdapter(resize=resize)
 
 
 def test_a_signed_features_last_conv_has_no_norm_to_divide():

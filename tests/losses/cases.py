@@ -1,25 +1,176 @@
-"""One case a registered loss on maps: a way to build it, and its slow twin."""
+"""Every registered loss once: how to build and to call it, and its slow twin; test_every_loss.py runs over it."""
 
-from tests.reference import losses as reference
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-LOSS_CASES = {
-    'FitNetLoss': (dict(), reference.fitnet),
-    'ATLoss': (dict(p=2.0), reference.at),
-    'PKDLoss': (dict(), reference.pkd),
-}
+import torch
+from mmengine.structures import PixelData
+from mmpretrain.structures import DataSample
+from mmseg.structures import SegDataSample
 
-# Losses of another kind and the file that tests them.
-ELSEWHERE = {
-    'KDLoss': 'test_logits.py',
-    'DKDLoss': 'test_logits.py',
-    'DISTLoss': 'test_logits.py',
-    'RKDLoss': 'test_relation.py',
-    'SPLoss': 'test_relation.py',
-    'CRDLoss': 'test_crd.py',
-    'CWDLoss': 'test_cwd.py',
-    'MGDLoss': 'test_mgd.py',
-    'FGDLoss': 'test_fgd.py',
-    'ReviewKDLoss': 'test_reviewkd.py',
-    'VIDLoss': 'test_vid.py',
-    'LDLoss': 'test_ld.py',
+from mmsokd.losses import TermLoss
+from mmsokd.losses.mgd import draw_mask
+from mmsokd.registry import MODELS
+from tests.losses.common import arrays, boxed, in_cells, shake
+from tests.reference import crd, dense, logits, losses, relation
+
+BOXES = [[(4, 6, 30, 20), (10, 0, 17, 40)], []]  # pixels of a 40 x 48 batch
+FGD = dict(alpha=0.7, beta=0.3, gamma=0.2, lambda_=0.1, temperature=0.5)  # of one size, so that none hides
+
+
+class Case(NamedTuple):
+    """A loss: what it is built of, its twin, and shapes that it compares.
+
+    Attributes:
+        cfg: arguments of the loss.
+        twin: of the loss, and of student and teacher (arrays): the value, in plain Python and numpy.
+        shapes: of student and teacher, each a batch that it takes.
+        samples: data samples for a shape.
+        ranks: dimensions that it takes.
+        zero: is 0 for equal inputs, and for these only.
+    """
+
+    cfg: dict
+    twin: Callable[..., float]
+    shapes: list[tuple]
+    samples: Callable[[tuple], list] | None = None
+    ranks: tuple[int, ...] = (4,)
+    zero: bool = True
+
+
+def same(*shapes: tuple) -> list[tuple]:
+    return [(shape, shape) for shape in shapes]
+
+
+def build(name: str) -> TermLoss:
+    """The case's loss in float64 with all its parameters at random, since zeros and ones would hide mistakes."""
+    return shake(MODELS.build(dict(type=f'mmsokd.{name.split()[0]}', **CASES[name].cfg)))
+
+
+def more(name: str, shape: tuple) -> dict[str, Any]:
+    """What the loss takes beside student and teacher."""
+    samples = CASES[name].samples
+    return dict(samples=samples(shape)) if samples else {}
+
+
+# ---- data samples ---------------------------------------------------------------------------------------------------
+
+
+def boxes(shape):
+    return boxed((BOXES * shape[0])[: shape[0]])
+
+
+def classes(shape):
+    """Of mmpretrain for (N, K), of mmseg for (N, K, H, W)."""
+    if len(shape) != 4:
+        return [DataSample().set_gt_label((2 * i + 1) % shape[1]) for i in range(shape[0])]
+    n, k, h, w = shape
+    maps = torch.randint(0, k, (n, 1, h, w), generator=torch.Generator().manual_seed(0))
+    return [SegDataSample(gt_sem_seg=PixelData(data=x)) for x in maps]
+
+
+def numbered(shape):
+    return [DataSample(metainfo=dict(sample_idx=(7 * i + 4) % 20)) for i in range(shape[0])]
+
+
+# ---- twins that need more than both features ------------------------------------------------------------------------
+
+
+def dkd_twin(loss, s, t):
+    samples = classes(s.shape)
+    targets = [y for x in samples for y in (x.gt_sem_seg.data if s.ndim == 4 else x.gt_label).flatten().tolist()]
+    return logits.dkd(s, t, targets, 0.7, 3.0, 2.0)
+
+
+def crd_twin(loss, s, t):
+    index = [sample.sample_idx for sample in numbered(s.shape)]
+    keys = loss._draw(torch.tensor(index)).tolist()
+    linear = loss.student_embedding, loss.teacher_embedding
+    sides = [crd.embed(x, *arrays(m.weight, m.bias)) for x, m in zip((s, t), linear, strict=True)]
+    total = 0.0
+    for queries, bank in zip(sides, arrays(loss.teacher_bank, loss.student_bank), strict=True):
+        z = crd.normalizer(queries, bank, keys, 0.07)
+        total += crd.nce(queries, bank, keys, 0.07, z)
+    return total
+
+
+def mgd_twin(loss, s, t):
+    mask = draw_mask(torch.from_numpy(s), 0.4).numpy()
+    return dense.mgd(s, t, mask, [arrays(loss.generate[i].weight, loss.generate[i].bias) for i in (0, 2)])
+
+
+def vid_twin(loss, s, t):
+    (raw,) = arrays(loss.raw)
+    return dense.vid(s, t, [dense.softplus(v) + 1e-5 for v in raw.tolist()])
+
+
+def fgd_block(relation):
+    down, norm, _, up = relation.transform
+    names = dict(key=relation.key, down=down, norm=norm, up=up)
+    found = {}
+    for name, layer in names.items():
+        found[name], found[f'{name}_bias'] = (x.squeeze() for x in arrays(layer.weight, layer.bias))
+    return found
+
+
+def fgd_twin(loss, s, t):
+    blocks = fgd_block(loss.student_relation), fgd_block(loss.teacher_relation)
+    return dense.fgd(s, t, in_cells(boxes(s.shape)), blocks, **FGD)
+
+
+CASES = {
+    'FitNetLoss': Case({}, lambda _, s, t: losses.fitnet(s, t), same((4, 3, 5, 6), (4, 3)), ranks=(2, 3, 4)),
+    'ATLoss': Case(
+        dict(p=2.0), lambda _, s, t: losses.at(s, t), [((4, 3, 5, 6), (4, 3, 5, 6)), ((2, 3, 4, 3), (2, 5, 4, 3))]
+    ),
+    'PKDLoss': Case({}, lambda _, s, t: losses.pkd(s, t), same((4, 3, 5, 6))),
+    'CWDLoss': Case(dict(tau=2.0), lambda _, s, t: dense.cwd(s, t, 2.0), same((2, 3, 5, 6))),
+    'MGDLoss': Case(dict(teacher_channels=3, lambda_mgd=0.4), mgd_twin, same((2, 3, 4, 5)), zero=False),
+    'VIDLoss': Case(dict(teacher_channels=3), vid_twin, same((2, 3, 5, 6)), zero=False),
+    'ReviewKDLoss': Case(
+        {},
+        lambda _, s, t: dense.hcl(s, t),
+        same((2, 3, 8, 8), (2, 3, 5, 6), (2, 3, 7, 2), (1, 2, 1, 4), (1, 2, 4, 4), (2, 2, 1, 1)),
+    ),
+    'FGDLoss': Case(dict(teacher_channels=4, **FGD), fgd_twin, same((2, 4, 5, 6)), boxes, zero=False),
+    'LDLoss': Case(
+        dict(teacher_channels=16, tau=3.0),
+        lambda _, s, t: dense.ld(s, t, in_cells(boxes(s.shape)), 3.0),
+        same((2, 16, 5, 6)),
+        boxes,
+    ),
+    'KDLoss': Case(dict(tau=2.0), lambda _, s, t: logits.kd(s, t, 2.0), same((6, 5), (2, 5, 3, 4)), ranks=(2, 4)),
+    'KDLoss sigmoid': Case(
+        dict(tau=2.0, activation='sigmoid'),
+        lambda _, s, t: logits.kd(s, t, 2.0, 'sigmoid'),
+        same((6, 5), (2, 5, 3, 4)),
+        ranks=(2, 4),
+    ),
+    'DKDLoss': Case(dict(alpha=0.7, beta=3.0, tau=2.0), dkd_twin, same((6, 5), (2, 5, 3, 4)), classes, ranks=(2, 4)),
+    'DISTLoss': Case(
+        dict(beta=2.0, gamma=0.5, tau=3.0),
+        lambda _, s, t: logits.dist(s, t, 2.0, 0.5, 3.0),
+        same((6, 5), (2, 5, 3, 4)),
+        ranks=(2, 4),
+    ),
+    'RKDLoss': Case(
+        dict(distance_weight=2.0, angle_weight=3.0),
+        lambda _, s, t: relation.rkd(s, t, 2.0, 3.0),
+        [((5, 3), (5, 4)), ((5, 3, 2, 4), (5, 4, 3, 1)), ((5, 3), (5, 4, 2, 2))],
+        ranks=(2, 4),
+    ),
+    'SPLoss': Case(
+        {},
+        lambda _, s, t: relation.sp(s, t),
+        [((5, 3), (5, 4)), ((5, 3, 2, 4), (5, 4, 3, 1)), ((5, 3), (5, 4, 2, 2))],
+        ranks=(2, 3, 4),
+    ),
+    'CRDLoss': Case(
+        dict(student_channels=3, teacher_channels=5, num_samples=20, feat_dim=4, nce_k=7),
+        crd_twin,
+        [((3, 3, 2, 3), (3, 5, 2, 3)), ((1, 3), (1, 5))],
+        numbered,
+        ranks=(2, 4),
+        zero=False,
+    ),
 }

@@ -10,7 +10,7 @@ from mmengine.structures import BaseDataElement, InstanceData
 from mmsokd.losses.boxes import boxes_in_cells, cells_of
 from mmsokd.losses.fgd import focal_masks
 from mmsokd.losses.ld import inside_boxes
-from tests.losses.dense import samples
+from tests.losses.common import boxed
 from tests.reference import dense as reference
 
 corners = st.tuples(*[st.integers(-20, 140) for _ in range(4)])  # pixels; some lie outside, some have no extent
@@ -27,7 +27,7 @@ def pictures(draw):
 
 @given(pictures())
 def test_masks_against_a_loop_over_the_cells(boxes):
-    found = boxes_in_cells(samples(boxes, (104, 120)), torch.zeros(2, 1, 13, 15, dtype=torch.float64))  # 8 pixels
+    found = boxes_in_cells(boxed(boxes, (104, 120)), torch.zeros(2, 1, 13, 15, dtype=torch.float64))  # 8 pixels
     foreground, background = focal_masks(found, (13, 15))
     inside = inside_boxes(found, (13, 15))
     for i, picture in enumerate(boxes):
@@ -56,7 +56,7 @@ def test_every_box_that_lies_alone_weighs_one_whatever_its_size():
 
 
 def test_no_boxes_are_all_background():
-    found = boxes_in_cells(samples([[], []]), torch.zeros(2, 1, 5, 6))
+    found = boxes_in_cells(boxed([[], []]), torch.zeros(2, 1, 5, 6))
     foreground, background = focal_masks(found, (5, 6))
     assert not foreground.any()
     torch.testing.assert_close(background, torch.full((2, 1, 5, 6), 1 / 30))
@@ -69,9 +69,9 @@ def test_one_box_over_all_leaves_no_background():
 
 
 def test_horizontal_boxes_and_pad_shape():
-    plain = samples([[(4, 8, 24, 40)], []])
+    plain = boxed([[(4, 8, 24, 40)], []])
     expected = torch.tensor([[[0.5, 1, 3, 5]], [[torch.nan] * 4]])
-    for batch in (plain, samples([[(4, 8, 24, 40)], []], wrap=HorizontalBoxes)):
+    for batch in (plain, boxed([[(4, 8, 24, 40)], []], wrap=HorizontalBoxes)):
         found = boxes_in_cells(batch, torch.zeros(2, 7, 5, 6))
         torch.testing.assert_close(found[:, :1], expected, equal_nan=True)
         assert found[:, 1:].isnan().all()
@@ -84,7 +84,7 @@ def test_horizontal_boxes_and_pad_shape():
 
 def test_a_box_that_ends_with_a_cell_ends_there_exactly():
     # 7 cells over 1001 pixels: a scale that no float holds
-    batch = samples([[(143 * i, 143 * i, 143 * (i + 1), 143 * (i + 1)) for i in range(7)]], (1001, 1001))
+    batch = boxed([[(143 * i, 143 * i, 143 * (i + 1), 143 * (i + 1)) for i in range(7)]], (1001, 1001))
     rows, columns = cells_of(boxes_in_cells(batch, torch.zeros(1, 1, 7, 7)), (7, 7))
     assert torch.equal(rows[0, :7], torch.eye(7, dtype=torch.bool))
     assert torch.equal(columns[0, :7], torch.eye(7, dtype=torch.bool))

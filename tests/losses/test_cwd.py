@@ -1,22 +1,9 @@
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmsokd.losses import CWDLoss, cwd_loss
-from tests.losses.dense import arrays, assert_agrees, check_gradient, feats
-from tests.reference import dense as reference
-
-
-@pytest.mark.parametrize('tau', [1.0, 4.0])
-@pytest.mark.parametrize('seed', range(3))
-def test_against_the_slow_twin(tau, seed):
-    s, t = feats(seed), 5 * feats(seed + 10)
-    assert_agrees('CWDLoss', CWDLoss(tau)(s, t), reference.cwd(*arrays(s, t), tau))
-
-
-def test_gradient_against_finite_differences():
-    assert check_gradient(CWDLoss(2.0), feats(1), feats(2))
+from mmsokd.losses import cwd_loss
+from tests.losses.common import feats
 
 
 @given(st.integers(0, 999), st.floats(-50, 50))
@@ -45,8 +32,3 @@ def test_hot_limit_is_the_mean_squared_difference_of_the_centred_maps():
 
 def test_a_map_of_one_cell_says_nothing():
     assert cwd_loss(feats(1, (2, 3, 1, 1)), feats(2, (2, 3, 1, 1))) == 0
-
-
-def test_bad_temperature():
-    with pytest.raises(ValueError, match=r'CWDLoss\.tau: expected a number > 0, found 0'):
-        CWDLoss(tau=0)

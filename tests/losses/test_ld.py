@@ -2,27 +2,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from mmdet.models.losses import KnowledgeDistillationKLDivLoss
 
 from mmsokd.losses import LDLoss, ld_loss
-from tests.losses.dense import arrays, assert_agrees, check_gradient, feats, samples
-from tests.reference import dense as reference
+from mmsokd.losses.boxes import boxes_in_cells
+from mmsokd.losses.ld import inside_boxes
+from tests.losses.common import boxed, feats
 
-BOXES = [[(4, 6, 30, 20), (10, 0, 17, 40)], []]  # pixels of a 40 x 48 batch
+BOXES = [[(4, 6, 30, 20), (10, 0, 17, 40)], [(8, 8, 40, 24)]]  # pixels of a 40 x 48 batch
 SHAPE = (2, 12, 5, 6)  # reg_max = 2
-
-
-@pytest.mark.parametrize('tau', [1.0, 10.0])
-@pytest.mark.parametrize('seed', range(2))
-def test_against_the_slow_twin(tau, seed):
-    s, t = feats(seed, SHAPE), 3 * feats(seed + 10, SHAPE)
-    in_cells = [[[v / 8 for v in box] for box in picture] for picture in BOXES]
-    value = LDLoss(12, tau)(s, t, samples=samples(BOXES))
-    assert_agrees('LDLoss', value, reference.ld(*arrays(s, t), in_cells, tau))
-
-
-def test_gradient_against_finite_differences():
-    weight = (feats(3, (2, 1, 2, 3)) > 0).double()
-    assert check_gradient(lambda s, t: ld_loss(s, t, weight, 2.0), feats(1, (2, 12, 2, 3)), feats(2, (2, 12, 2, 3)))
 
 
 @given(st.integers(0, 999), st.floats(-20, 20))
@@ -41,13 +29,33 @@ def test_zero_for_equal_distributions_only():
     assert ld_loss(s, t) > 1e-3
 
 
+def test_against_mmdets_loss():
+    """Which takes the mean over sides and bins, and with ``avg_factor=4`` the sum over the positions, as its LDHead."""
+    s, t = feats(1, SHAPE).float(), feats(2, SHAPE).float()
+    inside = inside_boxes(boxes_in_cells(boxed(BOXES), t), (5, 6), reach=2)
+    positions = inside[:, 0].nonzero()
+    assert 0 < len(positions) < inside_boxes(boxes_in_cells(boxed(BOXES), t), (5, 6)).sum()
+    pred, soft = (torch.cat([x[i, :, y, c].view(4, 3) for i, y, c in positions.tolist()]) for x in (s, t))
+    published = KnowledgeDistillationKLDivLoss(T=10)(pred, soft, weight=torch.ones(len(pred)), avg_factor=4.0)
+    value = LDLoss(12, tau=10.0)(s, t, samples=boxed(BOXES))
+    torch.testing.assert_close(value * len(positions) / 3, published, rtol=1e-5, atol=0)
+
+
+def test_positions_whose_sides_the_distributions_do_not_reach_do_not_count():
+    boxes = torch.tensor([[[0.5, 1.0, 4.5, 3.0]]])  # 4 cells wide: from column 1 its right side is 3.5 away
+    inside = inside_boxes(boxes, (5, 6), reach=3)
+    expected = torch.zeros(5, 6)
+    expected[1:3, 2:4] = 1  # from column 4 the left side is 3.5 away; rows 1 and 2 reach both sides
+    assert torch.equal(inside[0, 0], expected)
+
+
 def test_outside_of_the_boxes_nothing_counts():
     loss, s, t = LDLoss(12), feats(1, SHAPE), feats(2, SHAPE)
-    batch = samples([[(8, 8, 24, 24)], [(0, 0, 8, 8)]])
+    batch = boxed([[(8, 8, 24, 24)], [(0, 0, 8, 8)]])
     other = feats(3, SHAPE)
     other[0, :, 1:3, 1:3], other[1, :, 0, 0] = s[0, :, 1:3, 1:3], s[1, :, 0, 0]
     torch.testing.assert_close(loss(other, t, samples=batch), loss(s, t, samples=batch))
-    assert loss(s, t, samples=samples([[], []])) == 0
+    assert loss(s, t, samples=boxed([[], []])) == 0
 
 
 def test_bad_arguments():
@@ -55,5 +63,3 @@ def test_bad_arguments():
         LDLoss(18)
     with pytest.raises(ValueError, match='found 4'):  # boxes themselves, as RetinaNet's
         LDLoss(4)
-    with pytest.raises(ValueError, match=r'LDLoss\.tau: expected a number > 0, found 0'):
-        LDLoss(12, tau=0)

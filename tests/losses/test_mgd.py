@@ -6,34 +6,7 @@ from torch import nn
 
 from mmsokd.losses import MGDLoss, mgd_loss
 from mmsokd.losses.mgd import draw_mask
-from tests.losses.dense import arrays, assert_agrees, check_gradient, feats, shake
-from tests.reference import dense as reference
-
-
-@pytest.mark.parametrize('seed', range(3))
-def test_against_the_slow_twin(seed):
-    loss, s, t = shake(MGDLoss(3, 0.4), seed), feats(seed), feats(seed + 10)
-    torch.manual_seed(seed)
-    value = loss(s, t)
-    torch.manual_seed(seed)
-    mask = draw_mask(s, 0.4)
-    convs = [arrays(loss.generate[i].weight, loss.generate[i].bias) for i in (0, 2)]
-    assert_agrees('MGDLoss', value, reference.mgd(*arrays(s, t, mask), convs))
-
-
-def test_gradient_against_finite_differences():
-    loss, mask = shake(MGDLoss(2)), draw_mask(feats(0, (2, 1, 3, 4)), 0.5)
-    s, t = feats(1, (2, 2, 3, 4)), feats(2, (2, 2, 3, 4))
-
-    class Fixed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.generate = loss.generate
-
-        def forward(self, s, t):
-            return mgd_loss(s, t, mask, self.generate)
-
-    assert check_gradient(Fixed(), s, t)
+from tests.losses.common import feats, shake
 
 
 @given(st.integers(0, 999))
@@ -72,9 +45,3 @@ def test_weights_choose_where_the_restored_feature_counts():
     inside = ((s - t)[:, :, 1:3, 2:4] ** 2).mean() * 3 * 5 * 6
     torch.testing.assert_close(mgd_loss(s, t, mask, generate, window), inside)
     assert mgd_loss(s, t, mask, generate, 0 * window) == 0
-
-
-@pytest.mark.parametrize('ratio', [-0.1, 1.0])
-def test_bad_ratio(ratio):
-    with pytest.raises(ValueError, match=rf'MGDLoss\.lambda_mgd: expected a number in \[0, 1\), found {ratio}'):
-        MGDLoss(3, ratio)

@@ -6,44 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmsokd.losses import rkd_loss, sp_loss
-from mmsokd.registry import MODELS
-from tests.reference import relation as reference
+from tests.losses import common
+from tests.losses.cases import build
 
-CASES = {
-    'RKDLoss': (dict(distance_weight=2.0, angle_weight=3.0), lambda s, t: reference.rkd(s, t, 2.0, 3.0)),
-    'SPLoss': (dict(), reference.sp),
-}
-SHAPES = [((5, 3), (5, 4)), ((5, 3, 2, 4), (5, 4, 3, 1)), ((5, 3), (5, 4, 2, 2))]
+RELATIONS = ('RKDLoss', 'SPLoss')
 
 
 def feats(seed, shape=(5, 3)):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def build(name):
-    return MODELS.build(dict(type=f'mmsokd.{name}', **CASES[name][0]))
-
-
-@pytest.mark.parametrize('shapes', SHAPES)
-@pytest.mark.parametrize('name', CASES)
-def test_against_the_slow_twin(name, shapes):
-    s, t = feats(1, shapes[0]), feats(2, shapes[1])
-    expected = CASES[name][1](s.numpy(), t.numpy())
-    torch.testing.assert_close(build(name)(s, t).item(), float(expected), rtol=1e-12, atol=0)
-
-
-@pytest.mark.parametrize('shapes', SHAPES)
-@pytest.mark.parametrize('name', CASES)
-def test_gradient_against_finite_differences(name, shapes):
-    s, t = feats(1, shapes[0]).requires_grad_(), feats(2, shapes[1]).requires_grad_()
-    assert torch.autograd.gradcheck(build(name), (s, t))
-
-
-@pytest.mark.parametrize('name', CASES)
-def test_zero_for_equal_features_only(name):
-    t = feats(2)
-    assert build(name)(t.clone(), t).item() < 1e-12
-    assert build(name)(t + feats(3), t).item() > 1e-3
+    return common.feats(seed, shape)
 
 
 @given(st.integers(0, 999), st.floats(0.1, 10))
@@ -61,7 +31,7 @@ def test_sp_ignores_a_turn_and_the_scale_of_the_batch(seed, scale):
     assert abs(sp_loss(s + 1, t) - sp_loss(s, t)) > 1e-6  # but it does see a move
 
 
-@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('name', RELATIONS)
 def test_order_of_the_pictures_does_not_matter(name):
     s, t, order = feats(1), feats(2, (5, 4)), torch.tensor([3, 0, 4, 1, 2])
     torch.testing.assert_close(build(name)(s[order], t[order]), build(name)(s, t))
@@ -74,7 +44,7 @@ def test_weights_of_rkds_parts():
     assert min(parts) > 0
 
 
-@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('name', RELATIONS)
 def test_a_batch_of_one_says_nothing(name):
     s = feats(1, (1, 3, 2, 2)).requires_grad_()
     value = build(name)(s, feats(2, (1, 4, 2, 2)))
@@ -84,7 +54,7 @@ def test_a_batch_of_one_says_nothing(name):
 
 
 @pytest.mark.parametrize('scale', [0.0, 1e-30, 1e-15, 1.0, 1e6])
-@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('name', RELATIONS)
 def test_degenerate_features_stay_finite(name, scale):
     some = feats(1, (4, 3)).float()
     twins = some.clone()

@@ -3,20 +3,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmsokd.adapters import ConvAdapter
 from mmsokd.losses import VIDLoss, vid_loss
-from tests.losses.dense import arrays, assert_agrees, check_gradient, feats, shake
-from tests.reference import dense as reference
-
-
-@pytest.mark.parametrize('seed', range(3))
-def test_against_the_slow_twin(seed):
-    loss, s, t = shake(VIDLoss(3), seed), feats(seed), feats(seed + 10)
-    variance = torch.log(1 + torch.exp(loss.raw)) + 1e-5
-    assert_agrees('VIDLoss', loss(s, t), reference.vid(*arrays(s, t, variance)))
-
-
-def test_gradient_against_finite_differences():
-    assert check_gradient(shake(VIDLoss(3)), feats(1), feats(2))
+from tests.builders import distiller, retinanet
+from tests.losses.common import feats
 
 
 @pytest.mark.parametrize('start', [5.0, 0.01, 100.0])
@@ -49,7 +39,15 @@ def test_weight():
     torch.testing.assert_close(vid_loss(s, t, variance, window), inside)
 
 
-@pytest.mark.parametrize(('start', 'eps'), [(1e-6, 1e-5), (5.0, 0.0)])
-def test_bad_variance(start, eps):
-    with pytest.raises(ValueError, match=r'VIDLoss\.init_variance: expected eps > 0 and a number above it'):
-        VIDLoss(3, start, eps)
+@pytest.mark.parametrize('kind', ['Distiller', 'SoKDDistiller'])
+def test_the_mean_is_learned_even_where_the_channels_agree(kind):
+    term = dict(type='mmsokd.VIDLoss', tap='neck')
+    pair = dict(student=retinanet(16), teacher=retinanet(16))
+    model = distiller(kind, terms=dict(loss_host=term), **pair)
+    for adapter in model.terms['loss_host'].adapter:
+        assert isinstance(adapter, ConvAdapter)
+        assert not adapter.conv.with_norm  # SoKD's options are not for it
+    plain = distiller(
+        kind, teacher=retinanet(16), student=retinanet(16), terms=dict(loss_host=dict(term, adapter=None))
+    )
+    assert not list(plain.terms['loss_host'].adapter.parameters())

@@ -4,16 +4,7 @@ import math
 
 import numpy as np
 
-
-def softmax(values, tau=1.0):
-    """Of a list of numbers."""
-    top = max(values)
-    powers = [math.exp((v - top) / tau) for v in values]
-    return [p / sum(powers) for p in powers]
-
-
-def kl(p, q):
-    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+from tests.reference.plain import kl, nearest, softmax
 
 
 def cwd(student, teacher, tau):
@@ -140,29 +131,22 @@ def hcl(student, teacher, weight=None):
     return total / shares
 
 
-def nearest(feat, size):
-    """(C, H, W) by nearest neighbours."""
-    _, h, w = feat.shape
-    return np.array(
-        [
-            [[plane[y * h // size[0], x * w // size[1]] for x in range(size[1])] for y in range(size[0])]
-            for plane in feat
-        ]
-    )
-
-
 def review(feats, sizes, levels):
     """ReviewKD's fusion of one sample without norm layers; ``levels`` holds (weight, bias) of the convs by name."""
     out, deeper = [], None
     for feat, size, level in reversed(list(zip(feats, sizes, levels, strict=True))):
         here = conv(feat, *level['reduce'])
         if deeper is not None:
-            deeper = nearest(deeper, here.shape[1:])
+            deeper = np.array([nearest(plane, here.shape[1:], 0) for plane in deeper])
             share = 1 / (1 + np.exp(-conv(np.concatenate([here, deeper]), *level['attention'])))
             here = here * share[0] + deeper * share[1]
-        deeper = nearest(here, size)
+        deeper = np.array([nearest(plane, size, 0) for plane in here])
         out.append(conv(deeper, *level['expand']))
     return out[::-1]
+
+
+def softplus(value):
+    return math.log(1 + math.exp(value))
 
 
 def vid(student, teacher, variance):
@@ -174,6 +158,12 @@ def vid(student, teacher, variance):
     return total / student.size
 
 
+def reaches(box, y, x, reach):
+    """Whether the box's sides are at most ``reach`` from the corner (x, y) of a cell."""
+    x1, y1, x2, y2 = box
+    return max(x - x1, y - y1, x2 - x, y2 - y) <= reach
+
+
 def ld(student, teacher, boxes, tau):
     """``boxes``: in cells, picture by picture."""
     n, channels, h, w = student.shape
@@ -182,7 +172,7 @@ def ld(student, teacher, boxes, tau):
     for i in range(n):
         for y in range(h):
             for x in range(w):
-                if not any(touched(box, y, x) for box in boxes[i]):
+                if not any(touched(box, y, x) and reaches(box, y, x, bins - 1) for box in boxes[i]):
                     continue
                 for side in range(4):
                     s, t = (a[i, side * bins : (side + 1) * bins, y, x].tolist() for a in (student, teacher))

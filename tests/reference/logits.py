@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from tests.reference.plain import kl, softmax
+
 
 def predictions(logits):
     """(N, K) or (N, K, H, W) -> a list of K numbers each, picture by picture and row by row."""
@@ -11,15 +13,6 @@ def predictions(logits):
         return [list(row) for row in logits]
     n, _, h, w = logits.shape
     return [list(logits[i, :, y, x]) for i in range(n) for y in range(h) for x in range(w)]
-
-
-def softmax(values, tau):
-    powers = [math.exp(v / tau) for v in values]
-    return [p / sum(powers) for p in powers]
-
-
-def kl(q, p):
-    return sum(a * math.log(a / b) for a, b in zip(q, p, strict=True))
 
 
 def kd(student, teacher, tau=4.0, activation='softmax'):
@@ -52,11 +45,3 @@ def dist(student, teacher, beta=1.0, gamma=1.0, tau=1.0):
     inter = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p, q, strict=True)])
     intra = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p.T, q.T, strict=True)])
     return tau**2 * (beta * (1 - inter) + gamma * (1 - intra))
-
-
-def nearest(labels, height, width):
-    """A label map (h, w) at another size: the pixel in which each cell's centre lies."""
-    h, w = labels.shape
-    return np.array(
-        [[labels[int((y + 0.5) * h / height), int((x + 0.5) * w / width)] for x in range(width)] for y in range(height)]
-    )

@@ -2,11 +2,5 @@
 
 _base_ = '../_base_/resnet34-resnet18_8xb32_in1k.py'
 
-# weight: RepDistiller's on CIFAR-100, there at all stages. The adapter learns even where the channels agree
-model = dict(
-    terms=dict(
-        loss_vid=dict(
-            type='mmsokd.VIDLoss', tap='backbone.layer3', adapter=dict(type='mmsokd.ConvAdapter'), loss_weight=1.0
-        )
-    )
-)
+# weight: RepDistiller's on CIFAR-100, there at all stages
+model = dict(terms=dict(loss_vid=dict(type='mmsokd.VIDLoss', tap='backbone.layer3', loss_weight=1.0)))
