@@ -1,25 +1,23 @@
-"""SoKD on FitNet hints: ResNet-32x4 -> ShuffleNet on CIFAR-100; weights, areas and search of the authors' fork."""
+"""FitNet: ResNet-32x4 -> ShuffleNet on CIFAR-100."""
 
 _base_ = ['../cifar_zoo/shufflenet-v1_1xb64_cifar100.py', '../_base_/sokd_cifar100.py']
 
 model = dict(
     _delete_=True,
-    type='mmsokd.SoKDDistiller',
+    type='mmsokd.Distiller',
     student=_base_.model,
     teacher=dict(
         cfg='{{ fileDirname }}/../cifar_zoo/resnet32x4_1xb64_cifar100.py',
         checkpoint='work_dirs/resnet32x4_1xb64_cifar100/epoch_240.pth',
     ),
-    # the benchmark's hint layer; the student's 8 x 8 cells are brought to the teacher's 16 x 16, as its regressor does
+    # hint layer, regressor and weight: RepDistiller's
     terms=dict(
         loss_hint=dict(
             type='mmsokd.FitNetLoss',
             tap='backbone.layer2',
-            adapter=dict(type='mmsokd.SoKDAdapter', resize='conv', signed=False),
+            adapter=_base_.cifar100_doubling_regressor,
+            loss_weight=100.0,
         )
     ),
-    refine=dict(type='mmsokd.FeatureAugmentationNeck'),
-    areas=_base_.cifar100_areas,
-    keep_host=False,
     probe_size=32,
 )

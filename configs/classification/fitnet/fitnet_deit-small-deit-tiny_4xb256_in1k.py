@@ -1,4 +1,4 @@
-"""SoKD on FitNet hints: DeiT-small -> DeiT-tiny.
+"""FitNet: DeiT-small -> DeiT-tiny.
 
 The pair is ours; teacher checkpoint and 300 epochs are mmpretrain's.
 """
@@ -7,7 +7,7 @@ _base_ = ['mmpretrain::deit/deit-tiny_4xb256_in1k.py', '../../_base_/sokd.py']
 
 model = dict(
     _delete_=True,
-    type='mmsokd.SoKDDistiller',
+    type='mmsokd.Distiller',
     student=_base_.model,
     teacher=dict(
         cfg='mmpretrain::deit/deit-small_4xb256_in1k.py',
@@ -17,6 +17,4 @@ model = dict(
     ),
     # the ninth of twelve blocks, where three quarters of the network are done, and the weight are ours
     terms=dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='backbone.layers.8', loss_weight=1.0)),
-    refine=dict(type='mmsokd.FeatureAugmentationNeck'),
-    areas=dict(type='mmsokd.DistinctiveAreaDetector', num_areas=8),
 )

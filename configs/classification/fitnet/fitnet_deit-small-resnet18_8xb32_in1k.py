@@ -1,4 +1,4 @@
-"""SoKD on FitNet hints: DeiT-small -> ResNet-18.
+"""FitNet: DeiT-small -> ResNet-18.
 
 A convolutional student of a transformer; the pair is ours, teacher checkpoint and schedule are mmpretrain's.
 """
@@ -7,7 +7,7 @@ _base_ = ['mmpretrain::resnet/resnet18_8xb32_in1k.py', '../../_base_/sokd_in1k.p
 
 model = dict(
     _delete_=True,
-    type='mmsokd.SoKDDistiller',
+    type='mmsokd.Distiller',
     student=_base_.model,
     teacher=dict(
         cfg='mmpretrain::deit/deit-small_4xb256_in1k.py',
@@ -21,6 +21,4 @@ model = dict(
             type='mmsokd.FitNetLoss', student_tap='backbone.layer3', teacher_tap='backbone.layers.8', loss_weight=1.0
         )
     ),
-    refine=dict(type='mmsokd.FeatureAugmentationNeck'),
-    areas=dict(type='mmsokd.DistinctiveAreaDetector', num_areas=8),
 )

@@ -1,4 +1,4 @@
-"""SoKD on FitNet hints: ResNet-50 -> MobileNetV2.
+"""FitNet: ResNet-50 -> MobileNetV2.
 
 The usual pair has MobileNetV1, which mmpretrain does not have. 100 epochs, as in the authors' fork.
 """
@@ -7,7 +7,7 @@ _base_ = ['../students/mobilenet-v2_8xb32-100e_in1k.py', '../../_base_/sokd_in1k
 
 model = dict(
     _delete_=True,
-    type='mmsokd.SoKDDistiller',
+    type='mmsokd.Distiller',
     student=_base_.model,
     teacher=dict(
         cfg='mmpretrain::resnet/resnet50_8xb32_in1k.py',
@@ -21,7 +21,4 @@ model = dict(
             type='mmsokd.FitNetLoss', student_tap='backbone.layer5', teacher_tap='backbone.layer3', loss_weight=1.0
         )
     ),
-    refine=dict(type='mmsokd.FeatureAugmentationNeck'),
-    # 64 [ours]: at the default width of 256 the area head would cost nine students
-    areas=dict(type='mmsokd.DistinctiveAreaDetector', num_areas=8, feat_channels=64),
 )
