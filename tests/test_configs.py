@@ -7,27 +7,29 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.model import convert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DefaultScope
+from mmengine.registry import HOOKS, PARAM_SCHEDULERS, DefaultScope
+from mmengine.registry import MODELS as ROOT_MODELS
 from torch.nn import SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import mmsokd
+from mmsokd.distillers.schedule import Clock
+from mmsokd.distillers.term import PerLevel
 from mmsokd.registry import MODELS
 from tests.builders import raw_batch, raw_cls_batch, raw_seg_batch, use_scope
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(p for p in (ROOT / 'configs').rglob('*.py') if '_base_' not in p.parts)
-# CIFAR-100's have a test of their own
-DISTILLED = [p for p in CONFIGS if "type='mmsokd." in p.read_text() and 'cifar' not in p.name]
-# A host alone is named after its folder. It makes its step as the base of its SoKD form, from which it differs in the
-# plug-ins alone (test_configs_hosts).
-HOSTS = [p for p in DISTILLED if p.name.startswith(f'{p.parent.name}_') and p.parent.name != 'sokd']
+# Not what the models of a folder share, its data and schedule. CIFAR-100's have tests of their own.
+MODEL_CONFIGS = [p for p in CONFIGS if p.stem not in (p.parent.name, 'shapes') and 'cifar' not in p.name]
+HOSTS = [p for p in CONFIGS if p.name.startswith(f'{p.parent.name}_') and p.parent.name != 'sokd']  # alone
 FAMILIES = {
     'detection/sokd': {'faster-rcnn', 'retinanet', 'fcos', 'gfl'},
     'segmentation/sokd': {'pspnet', 'deeplabv3', 'deeplabv3plus', 'segformer'},
-    'classification/sokd_imagenet': {
+    'classification/sokd': {
         'resnet34-resnet18',
         'resnet50-mobilenet-v2',
         'deit-small-deit-tiny',
@@ -52,51 +54,108 @@ def load(path):
     return copy.deepcopy(read(path))
 
 
+def is_distiller(cfg):
+    return cfg.model.type in ('mmsokd.Distiller', 'mmsokd.SoKDDistiller')
+
+
 def build_small(path):
     """Whole architectures for small pictures; without the teacher's weights, which are not to be had here."""
     cfg = load(path)
     use_scope(cfg.default_scope)
     make, side = BATCHES[cfg.default_scope]
-    cfg.model.teacher.checkpoint = None
-    cfg.model.probe_size = side
-    for term in cfg.model.terms.values():
-        if 'num_samples' in term:  # CRD's banks, whose 1.3 GB nobody looks at here
-            term.num_samples = 16
-    cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))  # as MMEngine's Runner does
-    for preprocessor in (cfg.model.data_preprocessor, cfg.model.student.get('data_preprocessor')):
+    if is_distiller(cfg):
+        cfg.model.teacher.checkpoint = None
+        cfg.model.probe_size = side
+        for term in cfg.model.terms.values():
+            if 'num_samples' in term:  # CRD's banks, whose 1.3 GB nobody looks at here
+                term.num_samples = 16
+    if cfg.model.get('data_preprocessor') is None:  # as MMEngine's Runner does
+        cfg.model.data_preprocessor = cfg.get('data_preprocessor')
+    for preprocessor in (cfg.model.data_preprocessor, cfg.model.get('student', {}).get('data_preprocessor')):
         if 'size' in (preprocessor or {}):
             preprocessor.size = (side, side)
-    return cfg, MODELS.build(cfg.model).train(), make(n=2, size=side)
+    model = ROOT_MODELS.build(cfg.model).train()
+    if is_distiller(cfg):
+        TERMS[path] = {name: describe(term) for name, term in model.terms.items()}
+    return cfg, model, make(n=2, size=side)
+
+
+TERMS = {}  # a distiller's config -> what was built of its terms
+
+
+def terms_of(path):
+    """What :func:`describe` says of each term; what an earlier test has built is not built again."""
+    if path not in TERMS:
+        build_small(path)
+    return TERMS[path]
+
+
+def describe(term):
+    """A built term in plain values: all but the adapter, and the adapter."""
+    losses = [
+        (
+            type(loss).__name__,
+            {key: value for key, value in vars(loss).items() if not key.startswith('_')},
+            {key: tuple(tensor.shape) for key, tensor in loss.state_dict().items()},
+        )
+        for loss in term.losses
+    ]
+    weights = [term.weight(Clock(i, 1000, 100)) for i in range(0, 1000, 5)]
+    adapters = term.adapter if isinstance(term.adapter, PerLevel) else [term.adapter]
+    return dict(
+        compared=(losses, weights, term.student_tap, term.teacher_tap, term.teacher_name, term.pairs),
+        adapter={type(adapter).__name__ for adapter in adapters},
+        parameters=sum(p.numel() for p in term.adapter.parameters() if p.requires_grad),
+    )
+
+
+def build_training(cfg, model):
+    """What MMEngine's Runner builds around the model."""
+    optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    schedulers = cfg.param_scheduler if isinstance(cfg.param_scheduler, list) else [cfg.param_scheduler]
+    around = dict(optimizer=optim_wrapper.optimizer, epoch_length=10)
+    for scheduler in schedulers:
+        assert PARAM_SCHEDULERS.build(scheduler, default_args=around).optimizer is optim_wrapper.optimizer
+    assert all(isinstance(HOOKS.build(hook), Hook) for hook in cfg.get('custom_hooks', []))
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=name)
 def test_loads(path):
     cfg = load(path)
     assert cfg.get('custom_imports', {}).get('imports', ['mmsokd']) == ['mmsokd']
-    assert path not in DISTILLED or 'custom_imports' in cfg
+    assert "'mmsokd." not in str(cfg.get('model')) or 'custom_imports' in cfg
+    # CRD's banks are in each checkpoint: 1.3 GB on ImageNet, whose schedule writes a hundred of them
+    if any(term.get('num_samples', 0) > 1e5 for term in cfg.get('model', {}).get('terms', {}).values()):
+        assert 1 <= cfg.default_hooks.checkpoint.get('max_keep_ckpts', -1) <= 3
 
 
 @pytest.mark.parametrize('folder', FAMILIES)
 def test_there_is_one_of_each_family(folder):
-    families = {path.name.split('_')[2] for path in DISTILLED if name(path.parent) == folder}
+    families = {path.name.split('_')[2] for path in MODEL_CONFIGS if name(path.parent) == folder}
     assert families == FAMILIES[folder]
 
 
-@pytest.mark.parametrize('path', [p for p in DISTILLED if p not in HOSTS], ids=name)
+@pytest.mark.parametrize('path', MODEL_CONFIGS, ids=name)
 def test_makes_a_step(path):
     cfg, model, batch = build_small(path)
-    if 'sync_bn' in cfg:
-        model = convert_sync_batchnorm(model, cfg.sync_bn)  # as MMEngine's Runner does on several GPUs
-    synchronised = {isinstance(m, SyncBatchNorm) for m in model.modules() if isinstance(m, _BatchNorm)}
-    assert synchronised != {True, False}, "the student's norms are synchronised, SoKD's are not"
+    build_training(cfg, model)
     data = model.data_preprocessor(batch, True)
     losses = model(**data, mode='loss')
     total, log = model.parse_losses(losses)
     total.backward()
     assert total.isfinite()
-    assert {f'distill.{term}' for term in cfg.model.terms} <= set(log)
     forgotten = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not forgotten
+    if is_distiller(cfg):
+        check_distiller(cfg, model, log)
+
+
+def check_distiller(cfg, model, log):
+    if 'sync_bn' in cfg:
+        model = convert_sync_batchnorm(model, cfg.sync_bn)  # as MMEngine's Runner does on several GPUs
+    synchronised = {isinstance(m, SyncBatchNorm) for m in model.modules() if isinstance(m, _BatchNorm)}
+    assert synchronised != {True, False}, "the student's norms are synchronised, SoKD's are not"
+    assert {f'distill.{term}' for term in cfg.model.terms} <= set(log)
     for term in model.terms.values():
         strides = [t.stride for _, t in term.specs]
         assert [s.stride for s, _ in term.specs] == strides == sorted(strides)

@@ -1,6 +1,6 @@
-"""The hosts' configs: SoKD adds its plug-ins and nothing else, and configs/HOSTS.md tells what is there.
+"""The hosts' configs: SoKD adds its plug-ins and their adapter, and configs/HOSTS.md tells what is there.
 
-That each SoKD form builds and makes a step is test_configs' business.
+That each of them builds and makes a step is test_configs' business.
 """
 
 import re
@@ -13,15 +13,24 @@ import pytest
 from mmsokd.distillers.build import load_config
 from mmsokd.registry import MODELS
 from tests.builders import without_scope
-from tests.test_configs import HOSTS, read
+from tests.test_configs import HOSTS, read, terms_of
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
-TASKS = dict(COCO='detection', Cityscapes='segmentation', ImageNet='classification')
-every_host = pytest.mark.parametrize('path', HOSTS, ids=lambda p: f'{p.parents[1].name}/{p.parent.name}')
+TASKS = {  # of the card: its folder, and the pair whose adapters it tells
+    'COCO': ('detection', 'retinanet_r101-r18_fpn_1x_coco', 'gfl_r101-r50_fpn_1x_coco'),
+    'Cityscapes': ('segmentation', 'pspnet_r101-r18-d8_4xb2-80k_cityscapes-512x1024'),
+    'ImageNet': ('classification', 'resnet34-resnet18_8xb32_in1k'),
+    'CIFAR-100': ('classification', 'resnet32x4-resnet8x4_1xb64_cifar100'),
+}
+every_host = pytest.mark.parametrize('path', HOSTS, ids=lambda p: f'{p.parents[1].name}/{p.stem}')
 
 
 def load(path):
     return without_scope(read(path).to_dict())
+
+
+def pair_of(path):
+    return path.stem.removeprefix(f'{path.parent.name}_')
 
 
 def with_sokd(path):
@@ -31,22 +40,50 @@ def with_sokd(path):
 
 
 @every_host
-def test_sokd_adds_its_plug_ins_and_nothing_else(path):
+def test_sokd_adds_its_plug_ins_and_their_adapter(path):
+    """As config dicts: all beside the plug-ins and the terms' adapters."""
     alone, sokd = load(path), load(with_sokd(path))
     types = alone['model'].pop('type'), sokd['model'].pop('type')
     assert types == ('mmsokd.Distiller', 'mmsokd.SoKDDistiller')
-    assert alone['model'].keys().isdisjoint({'refine', 'areas'})
-    assert sokd['model'].pop('refine') is not None
-    sokd['model'].pop('areas')
+    assert alone['model'].keys().isdisjoint({'refine', 'areas', 'keep_host'})
+    keep_host = sokd['model'].pop('keep_host', True)
+    for key in ('refine', 'areas'):
+        sokd['model'].pop(key, None)
+    for cfg in (alone, sokd):
+        for term in cfg['model']['terms'].values():
+            term.pop('adapter', None)
+            if not keep_host:  # the area loss takes the host's place, whose weight then means nothing
+                assert term.pop('loss_weight') == (1.0 if cfg is sokd else 100.0)
     assert sokd == alone
 
 
 @every_host
+def test_sokd_changes_nothing_of_a_term_but_its_adapter(path):
+    """As built: the loss and its arguments, the weight over the training, taps, teacher and levels."""
+    alone, sokd = terms_of(path), terms_of(with_sokd(path))
+    assert alone.keys() == sokd.keys()
+    model = load(with_sokd(path))['model']
+    for name in alone:
+        ours, theirs = alone[name]['compared'], sokd[name]['compared']
+        if not model.get('keep_host', True):
+            ours, theirs = [(losses, *rest) for losses, _weights, *rest in (ours, theirs)]
+        assert ours == theirs
+        # Phi_s belongs to SoKD: every feature term has it beside areas, unless the host has an adapter of its own
+        losses, *_ = alone[name]['compared']
+        own = {losses_name for losses_name, *_ in losses} & {'ReviewKDLoss', 'VIDLoss'}
+        phi = model.get('areas', True) is not None and not own
+        assert sokd[name]['adapter'] == ({'SoKDAdapter'} if phi else alone[name]['adapter'])
+        assert 'SoKDAdapter' not in alone[name]['adapter']
+
+
+@pytest.mark.parametrize(
+    'path', [p for p in HOSTS if p.parent.name != 'fitnet'], ids=lambda p: f'{p.parents[1].name}/{p.parent.name}'
+)
 def test_pair_and_schedule_are_those_of_the_sokd_configs(path):
-    pair = path.name.removeprefix(f'{path.parent.name}_')
-    (reference,) = path.parents[1].glob(f'sokd*/sokd_fitnet_{pair}')
-    ours, theirs = load(path), load(reference)
+    ours, theirs = load(path), load(path.parents[1] / f'sokd/sokd_fitnet_{pair_of(path)}.py')
     models = ours.pop('model'), theirs.pop('model')
+    if path.parent.name == 'crd':  # whose checkpoints are large
+        assert ours['default_hooks']['checkpoint'].pop('max_keep_ckpts') == 1
     assert ours == theirs
     assert models[0]['teacher']['checkpoint'] == models[1]['teacher']['checkpoint']
     networks = [[model['student'], model_of(model['teacher']['cfg'])] for model in models]
@@ -54,6 +91,16 @@ def test_pair_and_schedule_are_those_of_the_sokd_configs(path):
         for network in (*networks[0], *networks[1]):
             network['backbone'] = {k: v for k, v in network['backbone'].items() if k != 'out_indices'}
     assert networks[0] == networks[1]
+
+
+@pytest.mark.parametrize('epoch', [1, 2, 50])
+def test_warm_up_of_one_epoch_is_none(epoch):
+    """mdistiller's DKD (WARMUP) and ReviewKD (WARMUP_EPOCHS) weigh by min(epoch / 1, 1), and count epochs from 1."""
+    for host in ('dkd', 'reviewkd'):
+        (term,) = load(CONFIGS / f'classification/{host}/{host}_resnet34-resnet18_8xb32_in1k.py')['model'][
+            'terms'
+        ].values()
+        assert term['loss_weight'] == min(epoch / 1, 1.0)
 
 
 def model_of(source):
@@ -69,37 +116,63 @@ def read_teacher(source):
 
 
 def rows():
-    """The card's table: folder -> header -> cell."""
+    """The card's table: folder and task -> header -> cell."""
     lines = [line for line in (CONFIGS / 'HOSTS.md').read_text().splitlines() if line.startswith('|')]
     header, _rule, *body = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
     found = [dict(zip(header, row, strict=True)) for row in body]
-    folders = [re.fullmatch(r'\[(.+)\]\((.+)\)', row['Folder']) for row in found]
-    assert all(link[1] == link[2] for link in folders)
-    assert len({link[1] for link in folders}) == len(found)
-    return {link[1]: row for link, row in zip(folders, found, strict=True)}
+    links = [re.fullmatch(r'\[(.+)\]\((.+)/README\.md\)', row['Folder']) for row in found]
+    assert all(link[1] == link[2] for link in links)
+    table = {(link[1], row['Task']): row for link, row in zip(links, found, strict=True)}
+    assert len(table) == len(found)
+    return table
+
+
+def on_card(path):
+    """The task whose row tells of ``path``, or None: FitNet has more pairs than the card."""
+    folder = path.parents[1].name
+    return next((task for task, (where, *pairs) in TASKS.items() if where == folder and pair_of(path) in pairs), None)
+
+
+CARD = [p for p in HOSTS if on_card(p) and not (p.parent.name == 'fitnet' and 'gfl' in p.name)]
 
 
 def test_card_lists_the_folders():
-    assert set(rows()) == {str(path.parent.relative_to(CONFIGS)) for path in HOSTS}
+    assert set(rows()) == {(str(path.parent.relative_to(CONFIGS)), on_card(path)) for path in CARD}
+    assert {path.parent for path in CARD} == {path.parent for path in HOSTS}
 
 
-@every_host
+@pytest.mark.parametrize('path', CARD, ids=lambda p: f'{p.parents[1].name}/{p.stem}')
 def test_card_says_what_the_config_says(path):
-    row = rows()[str(path.parent.relative_to(CONFIGS))]
-    sokd = load(with_sokd(path))['model']
-    terms = sokd['terms'].values()
+    row = rows()[str(path.parent.relative_to(CONFIGS)), on_card(path)]
+    alone, sokd = load(path)['model'], load(with_sokd(path))['model']
+    terms = alone['terms'].values()
     assert {term['type'] for term in terms} == {f'mmsokd.{row["Host"]}Loss'}
     assert path.parent.name == row['Host'].lower()
-    assert path.parents[1].name == TASKS[row['Task']]
     assert [f'`{term["tap"]}`' for term in terms] == row['Tap'].split(', ')
     weight = float(eval_fraction(row['Weight']))
     assert [term['loss_weight'] for term in terms] == [pytest.approx(weight, rel=1e-12)] * len(terms)
 
-    in_place = sokd['refine'].get('at') is not None
+    in_place = sokd.get('refine', {}).get('at') is not None
     assert row['SoKD refines'] == ('in place' if in_place else 'feature')
-    assert (sokd['areas'] is None) == in_place
+    assert (sokd.get('areas', True) is None) == in_place
     weighed = not in_place and MODELS.get(f'{row["Host"]}Loss').per_position
     assert row['Areas weigh it'] == ('yes' if weighed else 'no')
+    assert row['Adapter alone'] == adapters(path)
+    assert row['Adapter with SoKD'] == adapters(with_sokd(path))
+
+
+def adapters(path):
+    """As the card tells them: class and trainable parameters of each term's."""
+    told = [f'`{"`, `".join(term["adapter"])}` {term["parameters"]:,}' for term in terms_of(path).values()]
+    return ', '.join(told).replace('`Identity` 0', 'none')
+
+
+def test_recipes_in_the_cards_are_those_of_the_configs():
+    """Where logits are compared, the cards refine the layer that the configs refine."""
+    refined = {(load(with_sokd(path))['model'].get('refine') or {}).get('at') for path in HOSTS} - {None}
+    cards = [CONFIGS / 'HOSTS.md', *CONFIGS.rglob('README.md')]
+    told = {layer for card in cards for layer in re.findall(r"at='([^']+)'", card.read_text())}
+    assert told == refined
 
 
 def eval_fraction(text):

@@ -1,4 +1,7 @@
-"""The networks of the CIFAR benchmark, as their configs build them, against straight-line twins and published sizes."""
+"""The networks of the CIFAR benchmark, as their configs build them, against straight-line twins and published sizes.
+
+The twins, which count their own formulas, are the proof; few sizes are published to more than two digits.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -22,7 +25,7 @@ X4 = (32, 64, 128, 256)
 
 
 class Net(NamedTuple):
-    params: str  # millions, with the linear layer for 100 classes, as the papers print it
+    params: str  # millions, with the linear layer for 100 classes: rounded, of our own count
     shapes: list[tuple[int, int]]  # of the features: channels, side
     twin: callable
 
@@ -48,6 +51,8 @@ NETS = {
     'shufflenet-v1': Net('0.95', [(24, 32), (240, 16), (480, 8), (960, 4)], zoo.shufflenet_v1),
     'shufflenet-v2': Net('1.36', [(24, 32), (116, 16), (232, 8), (464, 4), (1024, 4)], zoo.shufflenet_v2),
 }
+# Millions of parameters for 10 classes and with shortcuts that have none (He et al., arXiv:1512.03385, tab. 6)
+HE = {'resnet20': '0.27', 'resnet32': '0.46', 'resnet56': '0.85', 'resnet110': '1.7'}
 # what a tap gives is signed where the feature is a sum, a linear bottleneck or a bare convolution
 SIGNED = {'wrn': {0, 1, 2, 3}, 'mobilenet': {1, 2, 3, 4}}
 
@@ -99,14 +104,23 @@ def test_is_the_benchmarks_network(name):
     count = sum(p.numel() for p in model.parameters())
     assert count == weights.count
     assert f'{count / 1e6:.2f}' == net.params
-    assert f'{count:,}' in (FOLDER.parent / 'sokd/README.md').read_text()
+    assert f'{count:,}' in (FOLDER / 'README.md').read_text()
     assert [(f.shape[1], f.shape[2]) for f in feats] == net.shapes
     signed = SIGNED.get(name.split('-')[0], set())
     for i, (path, feat) in enumerate(zip(paths, feats, strict=True)):
-        if path != 'backbone.relu':
-            (level,) = tapped[path]
-            torch.testing.assert_close(level, feat, rtol=1e-9, atol=1e-9)
-            assert (level.min() < 0) == (i in signed)
+        (level,) = tapped[path]
+        torch.testing.assert_close(level, feat, rtol=1e-9, atol=1e-9)
+        assert (level.min() < 0) == (i in signed)
+
+
+@pytest.mark.parametrize('name', HE)
+def test_sizes_are_the_papers(name):
+    """The paper's shortcuts have no parameters and its classes are 10; the benchmark has convolutions and 100."""
+    model = build(name)
+    shortcuts = sum(p.numel() for key, p in model.named_parameters() if '.shortcut.' in key)
+    count = sum(p.numel() for p in model.parameters()) - shortcuts - 90 * (64 + 1)
+    assert shortcuts == 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
+    assert f'{count / 1e6:.{len(HE[name]) - 2}f}' == HE[name]
 
 
 @each_net

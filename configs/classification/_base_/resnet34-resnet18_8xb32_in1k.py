@@ -1,6 +1,6 @@
 """ResNet-34 -> ResNet-18 on ImageNet, for the hosts: ../<host> adds the terms.
 
-Teacher, student and schedule are those of ../sokd_imagenet. The hooks are SoKD's: without a policy and areas they rest.
+The hooks are SoKD's: without a policy and areas they rest.
 """
 
 _base_ = ['mmpretrain::resnet/resnet18_8xb32_in1k.py', '../../_base_/sokd_in1k.py']

@@ -1,4 +1,8 @@
-"""SoKD's hooks and areas for CIFAR-100, both as in the authors' fork: the policy is searched for 20 of 240 epochs."""
+"""What the CIFAR-100 pairs share: SoKD's hooks and areas, and FitNet's regressor.
+
+The policy is searched for 20 of 240 epochs and the areas are weighed as in the authors' fork. Without a policy and
+areas the hooks rest.
+"""
 
 custom_hooks = [
     dict(type='mmsokd.GuardHook'),
@@ -14,3 +18,6 @@ cifar100_areas = dict(
     area_weight=1000.0,
     normalization='all',
 )
+# RepDistiller's: conv, norm and ReLU for every pair; where the student's map is half the teacher's, it is doubled
+cifar100_regressor = dict(type='mmsokd.ConvAdapter', norm_cfg=dict(type='BN'), act_cfg=dict(type='ReLU'))
+cifar100_doubling_regressor = dict(resize='conv', **cifar100_regressor)

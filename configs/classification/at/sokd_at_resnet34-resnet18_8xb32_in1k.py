@@ -2,8 +2,4 @@
 
 _base_ = './at_resnet34-resnet18_8xb32_in1k.py'
 
-model = dict(
-    type='mmsokd.SoKDDistiller',
-    refine=dict(type='mmsokd.FeatureAugmentationNeck'),
-    areas=dict(type='mmsokd.DistinctiveAreaDetector', num_areas=8),
-)
+model = dict(type='mmsokd.SoKDDistiller', areas=dict(type='mmsokd.DistinctiveAreaDetector', num_areas=8))

@@ -3,7 +3,5 @@
 _base_ = './dkd_resnet34-resnet18_8xb32_in1k.py'
 
 model = dict(
-    type='mmsokd.SoKDDistiller',
-    refine=dict(type='mmsokd.FeatureAugmentationNeck', at='backbone.layer3'),
-    areas=None,
+    type='mmsokd.SoKDDistiller', refine=dict(type='mmsokd.FeatureAugmentationNeck', at='backbone.layer3'), areas=None
 )

@@ -2,7 +2,8 @@
 
 _base_ = '../_base_/resnet34-resnet18_8xb32_in1k.py'
 
-# weight: mdistiller's for this pair, there with the pooled vector as a fifth level
+# weight: mdistiller's for this pair, whose WARMUP_EPOCHS=1 is none, since it counts epochs from 1. Departures: there
+# the pooled vector is a fifth level, and the levels are taken before their last ReLU (STU_PREACT=True)
 model = dict(
     student=dict(backbone=dict(out_indices=(0, 1, 2, 3))),  # its levels; the head still takes the last
     teacher=dict(cfg='{{ fileDirname }}/../_base_/models/resnet34_stages_in1k.py'),

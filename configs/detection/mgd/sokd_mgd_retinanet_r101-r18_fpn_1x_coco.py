@@ -2,8 +2,4 @@
 
 _base_ = './mgd_retinanet_r101-r18_fpn_1x_coco.py'
 
-model = dict(
-    type='mmsokd.SoKDDistiller',
-    refine=dict(type='mmsokd.FeatureAugmentationNeck'),
-    areas=dict(type='mmsokd.DistinctiveAreaDetector', num_areas=16),
-)
+model = dict(type='mmsokd.SoKDDistiller')

@@ -2,8 +2,5 @@
 
 _base_ = './cwd_pspnet_r101-r18-d8_4xb2-80k_cityscapes-512x1024.py'
 
-model = dict(
-    type='mmsokd.SoKDDistiller',
-    refine=dict(type='mmsokd.FeatureAugmentationNeck'),
-    areas=dict(type='mmsokd.DistinctiveAreaDetector', num_areas=16, feat_channels=64),
-)
+# width of the area head: ours, as in ../sokd
+model = dict(type='mmsokd.SoKDDistiller', areas=dict(type='mmsokd.DistinctiveAreaDetector', feat_channels=64))

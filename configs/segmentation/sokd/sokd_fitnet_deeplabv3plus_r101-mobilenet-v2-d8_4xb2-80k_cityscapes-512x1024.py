@@ -1,36 +1,11 @@
-"""SoKD on FitNet hints: DeepLabV3+, ResNet-101-D8 -> MobileNetV2-D8.
+"""SoKD on FitNet hints: DeepLabV3+, ResNet-101-D8 -> MobileNetV2-D8."""
 
-The pair is ours.
-"""
-
-_base_ = ['mmseg::mobilenet_v2/mobilenet-v2-d8_deeplabv3plus_4xb2-80k_cityscapes-512x1024.py', '../../_base_/sokd.py']
+_base_ = '../fitnet/fitnet_deeplabv3plus_r101-mobilenet-v2-d8_4xb2-80k_cityscapes-512x1024.py'
 
 model = dict(
-    _delete_=True,
     type='mmsokd.SoKDDistiller',
-    student=_base_.model,
-    teacher=dict(
-        cfg='mmseg::deeplabv3plus/deeplabv3plus_r101-d8_4xb2-80k_cityscapes-512x1024.py',
-        checkpoint=(
-            'https://download.openmmlab.com/mmsegmentation/v0.5/deeplabv3plus/deeplabv3plus_r101-d8_512x1024_80k_cityscapes/'
-            'deeplabv3plus_r101-d8_512x1024_80k_cityscapes_20200606_114143-068fcfe9.pth'
-        ),
-    ),
-    # the hints are ours, and so are their weights, 16 areas, and the area head's width
-    terms=dict(
-        loss_hint=dict(
-            type='mmsokd.FitNetLoss', student_tap='backbone.layer7', teacher_tap='backbone.layer4', loss_weight=1.0
-        ),
-        loss_head=dict(
-            type='mmsokd.FitNetLoss',
-            tap='decode_head.sep_bottleneck',
-            # at stride 4 the inferred 256 channels would cost half of the student
-            adapter=dict(type='mmsokd.SoKDAdapter', feat_channels=64, signed=False),
-            loss_weight=1.0,
-        ),
-    ),
-    refine=dict(type='mmsokd.FeatureAugmentationNeck'),
-    areas=dict(type='mmsokd.DistinctiveAreaDetector', num_areas=16, feat_channels=64),
+    # at stride 4 the inferred 256 channels would cost half of the student
+    terms=dict(loss_head=dict(adapter=dict(type='mmsokd.SoKDAdapter', feat_channels=64))),
+    # 16 areas and the head's width are ours
+    areas=dict(type='mmsokd.DistinctiveAreaDetector', feat_channels=64),
 )
-# several GPUs: the adapters' BatchNorm is synchronised, as the student's is
-sync_bn = 'torch'

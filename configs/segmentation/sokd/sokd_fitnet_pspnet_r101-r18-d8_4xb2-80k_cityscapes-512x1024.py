@@ -1,28 +1,6 @@
-"""SoKD on FitNet hints: PSPNet, ResNet-101-D8 -> ResNet-18-D8.
+"""SoKD on FitNet hints: PSPNet, ResNet-101-D8 -> ResNet-18-D8."""
 
-The pair is that of the RCKA paper's table; both checkpoints, and so the numbers, are mmseg's.
-"""
+_base_ = '../fitnet/fitnet_pspnet_r101-r18-d8_4xb2-80k_cityscapes-512x1024.py'
 
-_base_ = ['mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py', '../../_base_/sokd.py']
-
-model = dict(
-    _delete_=True,
-    type='mmsokd.SoKDDistiller',
-    student=_base_.model,
-    teacher=dict(
-        cfg='mmseg::pspnet/pspnet_r101-d8_4xb2-80k_cityscapes-512x1024.py',
-        checkpoint=(
-            'https://download.openmmlab.com/mmsegmentation/v0.5/pspnet/pspnet_r101-d8_512x1024_80k_cityscapes/'
-            'pspnet_r101-d8_512x1024_80k_cityscapes_20200606_112211-e1e1100f.pth'
-        ),
-    ),
-    # the hints are ours, and so are their weights, 16 areas, and the area head's width
-    terms=dict(
-        loss_hint=dict(type='mmsokd.FitNetLoss', tap='backbone.layer4', loss_weight=1.0),
-        loss_head=dict(type='mmsokd.FitNetLoss', tap='decode_head.bottleneck', loss_weight=1.0),
-    ),
-    refine=dict(type='mmsokd.FeatureAugmentationNeck'),
-    areas=dict(type='mmsokd.DistinctiveAreaDetector', num_areas=16, feat_channels=64),
-)
-# several GPUs: the adapters' BatchNorm is synchronised, as the student's is
-sync_bn = 'torch'
+# 16 areas and the head's width are ours
+model = dict(type='mmsokd.SoKDDistiller', areas=dict(type='mmsokd.DistinctiveAreaDetector', feat_channels=64))

@@ -1,0 +1,5 @@
+"""SoKD on FitNet hints: DeiT-small -> ResNet-18."""
+
+_base_ = '../fitnet/fitnet_deit-small-resnet18_8xb32_in1k.py'
+
+model = dict(type='mmsokd.SoKDDistiller', areas=dict(type='mmsokd.DistinctiveAreaDetector', num_areas=8))

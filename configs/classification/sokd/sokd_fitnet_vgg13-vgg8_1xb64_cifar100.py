@@ -1,0 +1,11 @@
+"""SoKD on FitNet hints: VGG-13 -> VGG-8 on CIFAR-100; weights, areas and search of the authors' fork."""
+
+_base_ = '../fitnet/fitnet_vgg13-vgg8_1xb64_cifar100.py'
+
+# keep_host=False: the area loss takes the hint loss's place, and the hint's weight of 100 has nothing to weigh
+model = dict(
+    type='mmsokd.SoKDDistiller',
+    terms=dict(loss_hint=dict(adapter=dict(_delete_=True, type='mmsokd.SoKDAdapter'), loss_weight=1.0)),
+    areas=_base_.cifar100_areas,
+    keep_host=False,
+)
