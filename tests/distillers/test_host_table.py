@@ -13,6 +13,7 @@ from mmsokd.registry import MODELS
 from tests import builders
 from tests.builders import classifier, gfl, raw_batch, raw_cls_batch, raw_seg_batch, retinanet, segmentor
 
+STAGES = [f'backbone.layer{i}' for i in (1, 2, 3, 4)]
 STEPS = {'CRD': (60, 0.001)}  # and the learning rate: its negatives are drawn anew in every step
 
 
@@ -36,7 +37,7 @@ TASKS = {
             'PKD': dict(tap='backbone.layer3'),
             'CWD': dict(tap='backbone.layer2'),
             'MGD': dict(tap='backbone.layer2', loss_weight=0.01),
-            'ReviewKD': dict(tap='backbone'),
+            'ReviewKD': dict(tap=STAGES),
             'VID': dict(tap='backbone.layer3', init_variance=1.0),
             'RKD': dict(tap='backbone.layer3'),
             'SP': dict(tap='backbone.layer3', loss_weight=3000.0),
@@ -57,7 +58,7 @@ TASKS = {
             'PKD': dict(tap='decode_head.bottleneck'),
             'CWD': dict(tap='decode_head.bottleneck'),
             'MGD': dict(tap='decode_head.bottleneck', loss_weight=0.01),
-            'ReviewKD': dict(tap='backbone'),
+            'ReviewKD': dict(tap=STAGES),
             'VID': dict(tap='backbone.layer4', init_variance=1.0),
             'RKD': dict(tap='backbone.layer4'),
             'SP': dict(tap='backbone.layer4', loss_weight=3000.0),
