@@ -93,7 +93,8 @@ def test_each_folder_has_its_card(folder):
 
 @pytest.mark.parametrize('card', sorted((ROOT / 'configs').rglob('*.md')), ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_of_the_cards_lead_to_files(card):
-    links = re.findall(r'\]\(([^)#\s]+)', card.read_text())
+    prose = re.sub(r'```.*?```', '', card.read_text(), flags=re.S)
+    links = re.findall(r'\]\(([^)#\s]+)', prose)
     assert not [link for link in links if '://' not in link and not (card.parent / link).exists()]
     commands = re.findall(r'(?:train|test)\.(?:py|sh) (configs/\S+)', card.read_text())
     assert not [path for path in commands if not (ROOT / path).is_file()]
