@@ -19,7 +19,7 @@ demo: install  ## distil a small detector on made-up pictures, with a table at t
 	$(PY) tools/demo.py
 
 test: install  ## run all tests, the slow ones too (15 minutes at most); ARGS='-m "not slow"' for the quick ones
-	$(PY) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal $(ARGS)
 
 lint: install  ## ruff, as linter and as formatter
 	$(PY) -m ruff check .

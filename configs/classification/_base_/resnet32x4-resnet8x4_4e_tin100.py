@@ -1,0 +1,20 @@
+"""ResNet-32x4 -> ResNet-8x4 on ten classes of Tiny ImageNet, for the hosts: ../tin100 adds the terms.
+
+The hooks are SoKD's: without a policy and areas they rest.
+"""
+
+_base_ = '../tin100/resnet8x4_4e_tin100.py'
+
+model = dict(
+    _delete_=True,
+    type='mmsokd.Distiller',
+    student=_base_.model,
+    teacher=dict(cfg='{{ fileDirname }}/../tin100/resnet32x4_6e_tin100.py', checkpoint='tin100_teacher.pth'),
+    probe_size=32,
+)
+custom_hooks = [
+    dict(type='mmsokd.GuardHook'),
+    dict(type='mmsokd.PolicySearchHook'),
+    dict(type='mmsokd.DAMHook'),
+    dict(type='mmsokd.StudentCheckpointHook'),
+]
