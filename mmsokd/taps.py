@@ -7,7 +7,6 @@ once a level (``bbox_head.retina_cls``). A tuple of such texts gives the levels 
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -53,25 +52,17 @@ class FeatureSpec(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """The result of a dry run.
+    """What a dry run saw.
 
-    ``specs``: the levels of each tap; ``order``: the tapped modules in the order of their outputs; ``overwritten``:
-    those whose output a later layer changes in place, such as a norm before ``ReLU(inplace=True)``.
+    ``calls``: how often each tapped module was called. ``overwritten``: those whose output a later layer changes in
+    place, such as a norm before ``ReLU(inplace=True)``. ``follows``: of each tap, level by level, whether it changes
+    with the layer ``at``; nothing without one.
     """
 
     specs: dict[Tap, list[FeatureSpec]]
-    order: list[str]
+    calls: dict[str, int]
     overwritten: frozenset[str]
-
-    @property
-    def calls(self) -> dict[str, int]:
-        """How often each tapped module was called."""
-        return dict(Counter(self.order))
-
-    def precedes(self, tap: Tap, other: str) -> bool:
-        """Whether all of ``tap`` was there before any of ``other``: nothing done to ``other`` then changes it."""
-        later = self.order[self.order.index(parse_tap(other).module) :]
-        return all(parse_tap(path).module not in later for path in paths_of(tap))
+    follows: dict[Tap, list[bool]]
 
 
 class _StopForward(Exception):
@@ -221,7 +212,6 @@ class Features:
     ) -> None:
         self._taps = taps
         self._outputs: dict[str, list[Any]] = {path.module: [] for path in taps.values()}
-        self.order: list[str] = []  # the tapped modules, in the order of their outputs
         self._expected = {name: calls[name] for name in self._outputs} if calls is not None else None
         self._copied = copied
         self._replace = replace
@@ -231,6 +221,11 @@ class Features:
         """The modules whose outputs matter."""
         return list(dict.fromkeys([*self._replace, *self._outputs]))
 
+    @property
+    def calls(self) -> dict[str, int]:
+        """How often each tapped module was called."""
+        return {name: len(outputs) for name, outputs in self._outputs.items()}
+
     def hear(self, name: str, output: Any) -> Any:
         """Take the output of module ``name``; return what the network goes on with."""
         # The replacement comes first: a tap on the same module sees what the rest of the model sees.
@@ -238,7 +233,6 @@ class Features:
             output = self._replace[name](output)
         if name in self._outputs:
             self._outputs[name].append(tree_map_only(Tensor, Tensor.clone, output) if name in self._copied else output)
-            self.order.append(name)
             if self._expected is not None and all(len(self._outputs[n]) >= k for n, k in self._expected.items()):
                 raise _StopForward
         return output
@@ -315,10 +309,11 @@ def run_for_taps(model: nn.Module, taps: Iterable[Tap], inputs: Tensor, data_sam
 
 
 @torch.no_grad()
-def probe(model: nn.Module, taps: Iterable[Tap], size: int) -> Probe:
+def probe(model: nn.Module, taps: Iterable[Tap], size: int, at: str | None = None) -> Probe:
     """Dry-run ``model`` in eval mode on a noise image ``size`` x ``size`` and look at its taps.
 
-    Neither the model's modes nor the global random state are changed.
+    Neither the model's modes nor the global random state are changed. With ``at``, the path of a tapped layer, a second
+    run with noise on that layer's output shows what follows it: neither the order of the calls nor the names tell.
 
     Raises:
         UnknownTapError, TypeError: as :class:`FeatureTap` does.
@@ -339,16 +334,30 @@ def probe(model: nn.Module, taps: Iterable[Tap], size: int) -> Probe:
     paths = dict.fromkeys(path for tap in taps for path in paths_of(tap))
     names = {parse_tap(path).module for path in paths}
     tap = FeatureTap(model, taps, copied=names)
-    try:
-        with torch.random.fork_rng(devices=[]), tap.replacing({name: watch.listener(name) for name in names}) as feats:
+
+    def run(replace: Mapping[str, Callable[[Any], Any]]) -> Features:
+        with torch.random.fork_rng(devices=[]), tap.replacing(replace) as feats:
+            torch.default_generator.manual_seed(0)
             run_for_taps(model, taps, image, [sample])
+        return feats
+
+    try:
+        feats = run({name: watch.listener(name) for name in names})
+        shaken = run({parse_tap(at).module: _shake}) if at is not None else None
     finally:
         for module, mode in modes.items():
             module.training = mode
     extra = getattr(getattr(model, 'backbone', None), 'num_extra_tokens', 0)
     seen = {path: [_spec(path, x, size, extra) for x in feats[path]] for path in paths}
     specs = {tap: [spec for path in paths_of(tap) for spec in seen[path]] for tap in taps}
-    return Probe(specs, feats.order, watch.overwritten)
+    follows = {
+        tap: [not torch.equal(*pair) for pair in zip(feats[tap], shaken[tap], strict=True)] for tap in taps if shaken
+    }
+    return Probe(specs, feats.calls, watch.overwritten, follows)
+
+
+def _shake(output: Any) -> Any:
+    return tree_map_only(Tensor, lambda x: x + torch.randn_like(x) if x.is_floating_point() else x, output)
 
 
 def _channels(model: nn.Module) -> int:

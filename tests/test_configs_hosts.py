@@ -101,16 +101,6 @@ def test_pair_and_schedule_are_those_of_the_sokd_configs(path):
     assert networks[0] == networks[1]
 
 
-@pytest.mark.parametrize('epoch', [1, 2, 50])
-def test_warm_up_of_one_epoch_is_none(epoch):
-    """mdistiller's DKD (WARMUP) and ReviewKD (WARMUP_EPOCHS) weigh by min(epoch / 1, 1), and count epochs from 1."""
-    for host in ('dkd', 'reviewkd'):
-        (term,) = load(CONFIGS / f'classification/{host}/{host}_resnet34-resnet18_8xb32_in1k.py')['model'][
-            'terms'
-        ].values()
-        assert term['loss_weight'] == min(epoch / 1, 1.0)
-
-
 def model_of(source):
     return without_scope(read_teacher(source).model.to_dict())
 

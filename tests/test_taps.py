@@ -210,13 +210,11 @@ def test_probe_sees_shapes_and_leaves_no_trace():
     net = Net().train()
     net.neck.eval()
     state = torch.get_rng_state()
-    seen = probe(net, ['backbone', 'head.cls'], 32)
+    seen = probe(net, ['backbone', 'head.cls'], 32, at='backbone.layer2')
     assert [(s.channels, s.size, s.stride) for s in seen.specs['backbone']] == [(4, (16, 16), 2), (6, (8, 8), 4)]
     assert [s.signed for s in seen.specs['backbone']] == [True, False]  # the second comes out of a ReLU
     assert seen.calls == {'backbone': 1, 'head.cls': 2}
-    assert seen.precedes('backbone[1]', 'head.cls')
-    assert not seen.precedes('head.cls', 'backbone')
-    assert not seen.precedes('head.cls[0]', 'head.cls[1]')
+    assert seen.follows == {'backbone': [False, True], 'head.cls': [False, True]}
     assert torch.equal(state, torch.get_rng_state())
     assert net.training
     assert not net.neck.training
@@ -233,8 +231,7 @@ def test_several_paths_are_one_tap_with_all_their_levels():
     seen = probe(net, [both, 'head.cls'], 32)
     assert [(s.channels, s.stride) for s in seen.specs[both]] == [(6, 4), (4, 2)]
     assert seen.calls == {'backbone.layer1': 1, 'backbone.layer2': 1, 'head.cls': 2}
-    assert seen.precedes(both, 'head.cls')
-    assert not seen.precedes(both, 'backbone.layer2')
+    assert seen.follows == {}
 
 
 class Rows(Net):

@@ -2,7 +2,6 @@
 
 import inspect
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -133,7 +132,8 @@ class Distiller(BaseModel):
             if not taps[name]:
                 raise ValueError(f"{teacher.name}: expected a term with teacher='{name}', found none; leave it out")
             with _telling(teacher.name):
-                probes[name] = teacher.probe(taps[name], size)
+                is_refined = self._at is not None and name == self.refine.regressor.teacher_name
+                probes[name] = teacher.probe(taps[name], size, self._at if is_refined else None)
             teacher.match_normalization(self.data_preprocessor)
             teacher.match_padding(self.data_preprocessor, size)
         for term in self.terms.values():
@@ -148,13 +148,7 @@ class Distiller(BaseModel):
         if self.refine is not None:
             self.refine.connect(self.terms, probes)
         if self.areas is not None:
-            self.areas.connect(self.terms)
-        for name, term in self.terms.items():
-            if not self.keep_host and name in self.areas and not term.weight.is_switch:
-                raise ValueError(
-                    f'{term.key}.loss_weight: expected 1, or dict(stop=...), beside keep_host=False, where the area '
-                    'loss takes the place of the term; areas.area_weight scales that'
-                )
+            self.areas.connect(self.terms, self.keep_host)
 
     @property
     def _at(self) -> str | None:
@@ -192,9 +186,15 @@ class Distiller(BaseModel):
             )
         return getattr(student, name)
 
-    def get_layer_depth(self, param_name: str) -> tuple[int, int]:
-        """A parameter's depth and the student's, for mmpretrain's layer-wise learning rates; the rest is its head."""
-        return self.student.get_layer_depth(param_name.removeprefix('student.'))
+    @property
+    def get_layer_depth(self) -> Callable:
+        """A parameter's depth and the student's, for mmpretrain's layer-wise learning rates; the rest is its head.
+
+        Raises:
+            AttributeError: the student has no such method.
+        """
+        depth = self.student.get_layer_depth
+        return lambda param_name, *args: depth(param_name.removeprefix('student.'), *args)
 
     def train(self, mode: bool = True) -> 'Distiller':
         """Set the student's mode; a teacher stays in eval."""
@@ -256,12 +256,15 @@ class Distiller(BaseModel):
         weights = self._weights()
         step = self.refine.begin(inputs) if self.refine is not None else None
         alive = {name: term for name, term in self.terms.items() if weights[name] > 0}
-        read = {(term.teacher_name, term.teacher_tap) for term in alive.values()}
-        needed = {name: [tap for tap in t.taps if (name, tap) in read] for name, t in self._teachers.items()}
         replace: Replace = {}
         if self._at is not None and not self.refine.followers.isdisjoint(alive):
             replace[self.refine.regressor.teacher_name] = {self._at: step.replace}
-        return weights, needed, replace, step
+        return weights, self._needed(alive), replace, step
+
+    def _needed(self, terms: Mapping[str, Term]) -> Needed:
+        """What ``terms`` read of each teacher."""
+        read = {(term.teacher_name, term.teacher_tap) for term in terms.values()}
+        return {name: [tap for tap in t.taps if (name, tap) in read] for name, t in self._teachers.items()}
 
     def _warn_of_deaf_taps(self, feats: Levels) -> None:
         """A tap without a graph teaches the student nothing: say so, once."""
@@ -300,7 +303,7 @@ class Distiller(BaseModel):
             ValueError: its training forward calls a tapped module more often than the dry run did, or less: which of
                 the outputs a term means is not to be known.
         """
-        seen = Counter(tapped.order)
+        seen = tapped.calls
         for path in dict.fromkeys(path for tap in self._student_taps for path in paths_of(tap)):
             module = parse_tap(path).module
             if seen[module] != self._student_calls[module]:
@@ -371,23 +374,24 @@ class Distiller(BaseModel):
 
         Returns:
             term -> level by level, what :meth:`~mmsokd.areas.DistinctiveAreaDetector.detect` gives; nothing where
-            ``areas`` is None.
+            ``areas`` is None, or the term rests.
         """
         if self.areas is None:
             return {}
+        weights = self._weights()
+        alive = {name: self.terms[name] for name in self.areas.detectors if weights[name] > 0}
         modes = {module: module.training for module in self.modules()}
         self.eval()
         try:
             with self._tap as tapped:
                 run_for_taps(self.student, self._student_taps, inputs, data_samples)
             feats = {STUDENT: {tap: tapped[tap] for tap in self._student_taps}}
-            feats.update({name: t.features(inputs, data_samples) for name, t in self._teachers.items()})
+            feats |= self._teacher_features(inputs, data_samples, self._needed(alive), {})
             found = {}
-            for name, detector in self.areas.detectors.items():
-                term = self.terms[name]
+            for name, term in alive.items():
                 pair = feats[STUDENT][term.student_tap], feats[term.teacher_name][term.teacher_tap]
                 student, teacher = term.select(*pair, inputs.shape[-2:])
-                found[name] = detector.detect(term.adapt(student, teacher), teacher)
+                found[name] = self.areas.detectors[name].detect(term.adapt(student, teacher), teacher)
             return found
         finally:
             for module, mode in modes.items():

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.model import BaseModule, ModuleDict
+from mmengine.model import BaseModule, ModuleDict, ModuleList
 from torch import Tensor
 
 from mmsokd.augment import FeatureAugmentationNeck
@@ -73,9 +73,20 @@ class Refiner(BaseModule):
         return self.regressor.teacher_tap if self.regressor is not None else None
 
     def is_followed_by(self, term: Term, probes: Mapping[str, Probe]) -> bool:
-        """Whether a term taps the teacher at or behind ``at``: it then gets what the refined layer made of it."""
-        own = self.regressor is not None and term.teacher_name == self.regressor.teacher_name
-        return own and not probes[term.teacher_name].precedes(term.teacher_tap, self.at)
+        """Whether a term's tap lies behind ``at`` in the teacher: it then gets what the refined layer made of it.
+
+        Raises:
+            ValueError: some of its levels do, and some do not.
+        """
+        if self.regressor is None or term.teacher_name != self.regressor.teacher_name:
+            return False
+        follows = probes[term.teacher_name].follows[term.teacher_tap]
+        if any(follows) and not all(follows):
+            raise ValueError(
+                f"{term.key}: expected levels that all follow refine.at='{self.at}', or none that does, found "
+                f'{follows} at {term.teacher_tap!r} of the teacher; write one term for each kind'
+            )
+        return all(follows)
 
     def connect(self, terms: Mapping[str, Term], probes: Mapping[str, Probe]) -> None:
         """Choose the terms that are refined, and build what depends on the dry runs, of the student and the teachers.
@@ -217,11 +228,12 @@ class Areas(BaseModule):
         self._cfg = cfg
         self.detectors = ModuleDict()
 
-    def connect(self, terms: Mapping[str, Term]) -> None:
-        """Build the heads for the terms that want areas.
+    def connect(self, terms: Mapping[str, Term], keep_host: bool) -> None:
+        """Build the heads for the terms that want areas; without ``keep_host`` the area loss takes their loss's place.
 
         Raises:
-            ValueError: no term compares features; or the config's option is not valid.
+            ValueError: no term compares features; the config's option is not valid; or a term that gives way has a
+                weight.
         """
         for name, term in terms.items():
             if term.wants_areas and term.is_feature:
@@ -230,6 +242,13 @@ class Areas(BaseModule):
             raise ValueError(
                 'areas: expected a term that compares features (N, C, H, W), found none; tap one, or give areas=None'
             )
+        for term in (terms[name] for name in self.detectors if not keep_host):
+            if not term.weight.is_switch:
+                raise ValueError(
+                    f'{term.key}.loss_weight: expected 1, or dict(stop=...), beside keep_host=False, where the area '
+                    'loss takes the place of the term; areas.area_weight scales that'
+                )
+            term.losses = ModuleList()  # what they would learn gets no gradient, for which DDP would wait
 
     def __contains__(self, name: str) -> bool:
         return name in self.detectors

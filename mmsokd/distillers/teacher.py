@@ -85,10 +85,10 @@ class Teacher:
     def __deepcopy__(self, memo: dict) -> 'Teacher':
         return self
 
-    def probe(self, taps: list[Tap], size: int) -> Probe:
-        """Dry-run for ``taps``, which :meth:`features` will read from now on."""
+    def probe(self, taps: list[Tap], size: int, at: str | None = None) -> Probe:
+        """Dry-run for ``taps``, which :meth:`features` will read from now on, and for what follows the layer ``at``."""
         self.taps = list(dict.fromkeys(taps))
-        self._probe = probe(self.module, self.taps, size)
+        self._probe = probe(self.module, self.taps, size, at)
         self._ears.clear()
         return self._probe
 
@@ -138,6 +138,8 @@ class Teacher:
             return
         try:
             probe(self.module, self.taps, ours * max(1, size // ours) + theirs)
+        except torch.cuda.OutOfMemoryError:
+            raise
         except Exception as error:
             raise ValueError(
                 f"{self.name}: expected pictures with sides of multiples of {ours}, its data preprocessor's "

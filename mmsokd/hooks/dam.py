@@ -84,10 +84,10 @@ class DAMHook(Hook):
 
     def _draw(self, runner: Runner, distiller: Any, data_batch: Any) -> None:
         with torch.random.fork_rng(devices=[]):
-            data = _preprocess(distiller.data_preprocessor, data_batch)
-            inputs = data['inputs'][: self.num_images]
-            samples = (data.get('data_samples') or [])[: self.num_images] or None
-            found = distiller.detect_areas(inputs, samples)
+            first = {key: value[: self.num_images] for key, value in data_batch.items()}
+            data = _preprocess(distiller.data_preprocessor, first)
+            inputs = data['inputs']
+            found = distiller.detect_areas(inputs, data.get('data_samples'))
         folder = Path(runner.log_dir) / 'vis_data' / 'areas'
         for name, levels in found.items():
             for i, picture in enumerate(draw_areas(inputs, distiller.data_preprocessor, levels)):
@@ -101,6 +101,8 @@ def _preprocess(preprocessor: nn.Module, data_batch: Any) -> dict:
     the labels in place.
     """
     augments = getattr(preprocessor, 'batch_augments', None)
+    if augments is None:
+        return preprocessor(copy.deepcopy(data_batch), True)
     preprocessor.batch_augments = None
     try:
         return preprocessor(copy.deepcopy(data_batch), True)

@@ -90,7 +90,10 @@ class CRDLoss(TermLoss):
         self.teacher_embedding = nn.Linear(teacher_channels, feat_dim)
         self.register_buffer('student_bank', F.normalize(torch.randn(num_samples, feat_dim)))
         self.register_buffer('teacher_bank', F.normalize(torch.randn(num_samples, feat_dim)))
-        self.register_buffer('log_z', torch.full((2,), -torch.inf))  # of both sides' scores; -inf: not yet estimated
+        self.register_buffer('log_z', torch.zeros(2))  # of both sides' scores
+        self.register_buffer(
+            'has_z', torch.tensor(False)
+        )  # beside it, since a checkpoint may hold finite numbers alone
 
     @in_fp32
     def forward(self, student: Tensor, teacher: Tensor, samples: Sequence[Any] | None = None) -> Tensor:
@@ -153,12 +156,13 @@ class CRDLoss(TermLoss):
         # restoring, as after the extra passes of the policy's search.
         estimates = torch.stack(all_gather(scores.detach().logsumexp((1, 2))))  # (ranks, 2)
         mean = estimates.logsumexp(0) - math.log(len(estimates) * scores[0].numel())
-        return torch.where(self.log_z.isfinite(), self.log_z, mean + math.log(self.num_samples))
+        return torch.where(self.has_z, self.log_z, mean + math.log(self.num_samples))
 
     @torch.no_grad()
     def _remember(self, student: Tensor, teacher: Tensor, index: Tensor, log_z: Tensor) -> None:
         """Keep Z, and move the banks' rows of the batch towards its embeddings, in place."""
         self.log_z.copy_(log_z)
+        self.has_z.fill_(True)
         index = torch.cat(all_gather(index))
         first = (index[:, None] == index).int().argmax(1)  # of the places where the same picture stands
         for bank, embedding in ((self.student_bank, student), (self.teacher_bank, teacher)):

@@ -20,10 +20,11 @@ def worker(rank, folder):
     dist.init_process_group('gloo', f'file://{folder}/store', rank=rank, world_size=2)
     at = dict(type='mmsokd.FeatureAugmentationNeck', at='backbone.layer3')
     off = dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='neck', loss_weight=[(0.0, 0.0), (0.5, 1.0)]))
-    for kwargs in (dict(), dict(keep_host=False), dict(refine=at), dict(terms=off)):
+    learning = dict(loss_host=dict(type='mmsokd.VIDLoss', tap='neck'))  # its variances, unless the areas replace it
+    for kwargs in (dict(), dict(terms=learning, keep_host=False), dict(refine=at), dict(terms=off)):
         policy = train(rank, kwargs)
         moved = (policy.magnitude - 0.5).abs().max() > 0
-        assert moved == ('terms' not in kwargs), kwargs  # a term at weight 0 searches nothing
+        assert moved == (kwargs.get('terms') is not off), kwargs  # a term at weight 0 searches nothing
     policy = train(rank, dict(), mode='unrolled')
     assert (policy.magnitude - 0.5).abs().max() > 0
     (folder / f'{rank}').write_text(str(policy.sample(1)))

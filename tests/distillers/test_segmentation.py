@@ -96,3 +96,21 @@ def test_top_level_preprocessor_reaches_the_student():
     model = distiller(student=student, data_preprocessor=preprocessor)
     assert type(model.student.data_preprocessor).__name__ == 'SegDataPreProcessor'
     assert model.data_preprocessor is model.student.data_preprocessor
+
+
+def test_what_runs_after_the_refined_layer_need_not_follow_it():
+    """The auxiliary head runs last and reads the third stage, which comes before the refined fourth."""
+    student, teacher = segmentor(8), segmentor(12, channels=20)
+    for model in (student, teacher):
+        model['auxiliary_head'] = dict(
+            type='FCNHead', in_index=2, in_channels=model['backbone']['base_channels'] * 4, channels=4, num_classes=4
+        )
+    refine = dict(type='mmsokd.FeatureAugmentationNeck', at='backbone.layer4')
+    logits = dict(type='mmsokd.KDLoss', tap='auxiliary_head.conv_seg')
+    with pytest.raises(
+        ValueError, match=r"refine\.at: expected a term that taps the teacher at or behind 'backbone\.layer4'"
+    ):
+        distiller(student=student, teacher=teacher, terms=dict(loss_kd=logits), refine=refine, areas=None)
+    both = dict(logits, tap=['auxiliary_head.conv_seg', 'decode_head.conv_seg'])
+    with pytest.raises(ValueError, match=r'terms\.loss_kd: expected levels that all follow .*found \[False, True\]'):
+        distiller(student=student, teacher=teacher, terms=dict(loss_kd=both), refine=refine, areas=None)

@@ -45,7 +45,7 @@ def replay(loss, index, seed=0):
         for x, m in zip((S, T), linear, strict=True)
     ]
     banks = loss.teacher_bank.numpy(), loss.student_bank.numpy()
-    kept = loss.log_z.exp().tolist()  # 0 before the first batch
+    kept = loss.log_z.exp().tolist() if loss.has_z else [0.0, 0.0]
     z = [z or reference.normalizer(q, b, keys, 0.07) for q, b, z in zip(sides, banks, kept, strict=True)]
     total = sum(reference.nce(q, b, keys, 0.07, c) for q, b, c in zip(sides, banks, z, strict=True))
     return total, sides, z
@@ -227,3 +227,9 @@ def test_ranks_keep_one_bank(tmp_path):
     once = [i for i in range(6) if index[i] not in index[:i]]
     expected = reference.remember(start.student_bank.numpy(), [index[i] for i in once], [seen[i] for i in once], 0.5)
     torch.testing.assert_close(first['student_bank'], torch.from_numpy(expected))
+
+
+def test_a_bank_that_nobody_has_filled_is_a_good_checkpoint():
+    """GuardHook refuses what is not finite, and a term may rest at first."""
+    loss = crd()
+    assert all(value.isfinite().all() for value in loss.state_dict().values())

@@ -1,7 +1,6 @@
-"""The student with plain CWD on the decode head's feature."""
+"""The student with plain CWD on the decode head's feature. The hooks are SoKD's: without its plug-ins they rest."""
 
-_base_ = './pspnet_r18_400i_camvid.py'
-custom_imports = dict(imports=['mmsokd'], allow_failed_imports=False)
+_base_ = ['./pspnet_r18_400i_camvid.py', '../../_base_/sokd.py']
 
 model = dict(
     _delete_=True,

@@ -1,14 +1,5 @@
 """The student with SoKD on CWD: the same term, the teacher's feature refined, and areas beside it."""
 
-_base_ = ['./pspnet_r18_400i_camvid.py', '../../_base_/sokd.py']
+_base_ = './cwd_pspnet_r18_400i_camvid.py'
 
-model = dict(
-    _delete_=True,
-    type='mmsokd.SoKDDistiller',
-    student=_base_.model,
-    teacher=dict(cfg='{{ fileDirname }}/pspnet_r34_800i_camvid.py', checkpoint='camvid_teacher.pth'),
-    # temperature and weight are those of CWD's published code on features
-    terms=dict(loss_cwd=dict(type='mmsokd.CWDLoss', tap='decode_head.bottleneck', tau=4.0, loss_weight=50.0)),
-    refine=dict(type='mmsokd.FeatureAugmentationNeck'),
-    areas=dict(type='mmsokd.DistinctiveAreaDetector', num_areas=16),
-)
+model = dict(type='mmsokd.SoKDDistiller')

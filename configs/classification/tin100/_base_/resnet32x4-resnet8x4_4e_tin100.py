@@ -1,15 +1,15 @@
-"""ResNet-32x4 -> ResNet-8x4 on ten classes of Tiny ImageNet, for the hosts: ../tin100 adds the terms.
+"""ResNet-32x4 -> ResNet-8x4 on ten classes of Tiny ImageNet, for the hosts, which add the terms.
 
 The hooks are SoKD's: without a policy and areas they rest.
 """
 
-_base_ = '../tin100/resnet8x4_4e_tin100.py'
+_base_ = '../resnet8x4_4e_tin100.py'
 
 model = dict(
     _delete_=True,
     type='mmsokd.Distiller',
     student=_base_.model,
-    teacher=dict(cfg='{{ fileDirname }}/../tin100/resnet32x4_6e_tin100.py', checkpoint='tin100_teacher.pth'),
+    teacher=dict(cfg='{{ fileDirname }}/../resnet32x4_6e_tin100.py', checkpoint='tin100_teacher.pth'),
     probe_size=32,
 )
 custom_hooks = [
