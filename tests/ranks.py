@@ -29,7 +29,7 @@ class RecordHook(Hook):
         policy = model.refine.necks['shared'].policy if model.refine is not None else None
         record = dict(
             losses=self.losses,
-            weights=model.state_dict(),  # the policies' too
+            weights=dict(model.named_parameters()),  # no buffers: BatchNorm's statistics are each rank's own
             policy=policy.tensors() if policy is not None else {},
             wrapper=type(runner.model).__name__,
             restarts=int(os.environ.get('SLURM_RESTART_COUNT', 0)),
