@@ -14,7 +14,7 @@ from mmsokd.hooks.common import distiller_of
 
 @HOOKS.register_module()
 class RecordHook(Hook):
-    """Writes ``rank_<rank>.pth`` into the work dir: this rank's loss in each iteration, and what it ends with."""
+    """Writes ``rank_<rank>.pth`` into the work dir: this rank's losses in each iteration, and what it ends with."""
 
     priority = 'LOWEST'
 
@@ -22,7 +22,7 @@ class RecordHook(Hook):
         self.losses = []
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self.losses.append(float(outputs['loss']))
+        self.losses.append([float(value) for key, value in sorted(outputs.items()) if 'loss' in key])
 
     def after_train(self, runner):
         model = distiller_of(runner)

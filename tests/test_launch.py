@@ -122,9 +122,9 @@ def plain(data, tmp_path_factory):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(data, plain, tmp_path):
-    """The ranks' mean loss, and the weights, against one process with both ranks' pictures in a batch.
+    """The ranks' mean losses, the student's and the host's, and the weights, against one process with all pictures.
 
-    They differ by the order of float32 sums alone, some 1e-7 in a step, which twelve steps amplify.
+    They differ by the order of float32 sums alone, some 1e-7 in a step, which twelve steps may amplify.
     """
     cfg = config(data, tmp_path, 4, 'Distiller')
     cfg.update(val_cfg=None, val_dataloader=None, val_evaluator=None)
@@ -135,12 +135,13 @@ def test_two_processes_train_as_one(data, plain, tmp_path):
     assert_the_same(a['weights'], b['weights'])
     mean = torch.tensor([a['losses'], b['losses']]).mean(0)
     whole = torch.tensor(one['losses'])
+    assert whole.shape == (12, 2)
     assert (torch.tensor(a['losses']) - whole).abs().max() > 0.01  # each rank's own pictures
     print(f'losses: {(mean / whole - 1).abs().max():.1e}', end=' ')
-    torch.testing.assert_close(mean, whole, rtol=1e-4, atol=0)
+    torch.testing.assert_close(mean, whole, rtol=1e-5, atol=0)
     far = max((a['weights'][name] - value).abs().max().item() for name, value in one['weights'].items())
     print(f'weights: {far:.1e}')
-    assert far < 1e-4
+    assert far < 1e-5
 
 
 @pytest.mark.slow
