@@ -47,5 +47,5 @@ class PauseHook(Hook):
     def after_train_iter(self, runner, **_):
         if runner.iter == self.at and 'SLURM_RESTART_COUNT' not in os.environ:
             (Path(runner.work_dir) / f'paused_{get_rank()}').touch()
-            time.sleep(120)
+            time.sleep(300)
             raise TimeoutError('nobody interrupted')

@@ -86,7 +86,7 @@ def environment(**kwargs):
 def succeed(*command, **kwargs):
     """What it said, both streams."""
     done = subprocess.run(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, **kwargs
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, **kwargs
     )
     assert done.returncode == 0, done.stdout[-3000:]
     return done.stdout

@@ -42,7 +42,7 @@ def is_running(pid):
     return True
 
 
-def wait_until(done, seconds=120):
+def wait_until(done, seconds=300):
     end = time.monotonic() + seconds
     while not (result := done()):
         assert time.monotonic() < end, 'waited in vain'
