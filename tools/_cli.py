@@ -2,11 +2,22 @@
 
 import argparse
 import os
+import subprocess
+from datetime import timedelta
 from pathlib import Path
 
+import torch.distributed
 from mmengine.config import Config, DictAction
+from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+
+# Where a launcher tells a process its rank, the number of ranks, and its rank on its node.
+RANK_VARIABLES = {
+    'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
+    'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
+    'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
+}
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -42,7 +53,43 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def build_runner(cfg: Config) -> Runner:
+    if cfg.launcher != 'none' and get_device() == 'cpu':
+        join_on_cpu(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def join_on_cpu(cfg: Config) -> None:
+    """Do without a GPU what MMEngine's launchers ask CUDA for: join the ranks by gloo, and wrap the model on no device.
+
+    MMEngine joins no ranks that are joined already, and a wrapper's own ``device_ids`` are stronger than its.
+    """
+    missing = [name for name in RANK_VARIABLES[cfg.launcher] if name not in os.environ]
+    if missing:
+        raise SystemExit(
+            f'--launcher {cfg.launcher}: expected the environment variable {missing[0]}, found none; '
+            'tools/dist_train.sh and tools/slurm_train.sh start the processes that have it'
+        )
+    ranks = (os.environ[name] for name in RANK_VARIABLES[cfg.launcher])
+    os.environ.update(zip(RANK_VARIABLES['pytorch'], ranks, strict=True))
+    if cfg.launcher == 'slurm' and 'MASTER_ADDR' not in os.environ:
+        os.environ['MASTER_ADDR'] = _first_node(os.environ['SLURM_NODELIST'])
+    os.environ.setdefault('MASTER_PORT', '29500')
+    timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
+    limit = {} if timeout is None else dict(timeout=timedelta(seconds=timeout))
+    torch.distributed.init_process_group('gloo', **limit)
+    if cfg.get('model_wrapper_cfg') is None:  # then as MMEngine wraps it
+        unused = cfg.get('find_unused_parameters', False)
+        cfg.model_wrapper_cfg = dict(broadcast_buffers=False, find_unused_parameters=unused)
+    wrapper = cfg.model_wrapper_cfg
+    wrapper.setdefault('type', 'MMDistributedDataParallel')
+    if wrapper.type.endswith('DistributedDataParallel'):
+        wrapper.setdefault('device_ids', None)
+
+
+def _first_node(nodes: str) -> str:
+    """Of Slurm's short form, as in ``node[3-5,8]``."""
+    command = ['scontrol', 'show', 'hostnames', nodes]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[0]
 
 
 def train(cfg: Config) -> None:

@@ -48,6 +48,7 @@ class FeatureAugmentationNeck(BaseModule):
         per_sample: one draw a sample instead of one a mini-batch [ours].
         per_term: one policy a term instead of one for all [ours].
         rescale_drop: rescale what ChannelDrop leaves (inverted dropout) [ours].
+        shared_draws: under DDP one draw for all ranks instead of one a rank [ours].
 
     Raises:
         ValueError: an option is not valid.
@@ -65,13 +66,15 @@ class FeatureAugmentationNeck(BaseModule):
         per_sample: bool = False,
         per_term: bool = False,
         rescale_drop: bool = False,
+        shared_draws: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
         check_choice('refine.estimator', estimator, ['straight_through', 'relax'])
         check_choice('refine.magnitude_grad', magnitude_grad, ['straight_through', 'pathwise'])
         check_positive('refine.temperature', temperature)
-        for key, value in (('per_sample', per_sample), ('per_term', per_term), ('rescale_drop', rescale_drop)):
+        switches = dict(per_sample=per_sample, per_term=per_term, rescale_drop=rescale_drop, shared_draws=shared_draws)
+        for key, value in switches.items():
             check_bool(f'refine.{key}', value)
         for key, value in (('at', at), ('student_at', student_at)):
             if value is not None and not isinstance(value, str):
@@ -90,7 +93,7 @@ class FeatureAugmentationNeck(BaseModule):
         self.temperature = temperature
         self.per_sample = per_sample
         self.per_term = per_term
-        self.policy = Policy()
+        self.policy = Policy(shared_draws)
         self.control = ControlVariate(len(SUB_POLICIES) * 3) if estimator == 'relax' else None
         self.ops = dict(FEATURE_OPS)
         if rescale_drop:

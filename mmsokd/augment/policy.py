@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import torch
-from mmengine.dist import get_rank
+from mmengine.dist import broadcast, get_rank
 from torch import Tensor, nn
 
 from mmsokd.augment.feature_ops import FEATURE_OPS, Randomness
@@ -64,15 +64,20 @@ class Policy(nn.Module):
     ``alpha`` (36,): logits of the sub-policies, ``beta`` (36, 2): probability that an operation fires, ``magnitude``
     (36, 2): its level. They are plain tensors on the host and no parameters: they decide which Python function runs, so
     on a device each draw would wait for it. The state dict carries them as one tensor.
+
+    Args:
+        shared: the same draws on all ranks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shared: bool = False) -> None:
         super().__init__()
         k = len(SUB_POLICIES)
         self.alpha = torch.full((k,), 1e-3)
         self.beta = torch.full((k, 2), 0.5)
         self.magnitude = torch.full((k, 2), 0.5)
         self.salt = 0  # tells apart the draws of several policies in one model
+        self.shared = shared
+        self._shared_seed: int | None = None
         self.draws = 0  # the clock of the draws, so that a resumed run goes on with the same ones
 
     def tensors(self) -> dict[str, Tensor]:
@@ -88,10 +93,10 @@ class Policy(nn.Module):
     def sample(self, rows: int, chi: Mapping[str, Tensor] | None = None, advance: bool = True) -> Draw:
         """Draw ``rows`` sub-policies: Gumbel-max over log softmax(alpha), each operation's gate by a logistic draw.
 
-        The random numbers depend on the seed, the rank and how many draws were made before, and on nothing else;
-        without ``advance`` the next call draws the same.
+        The random numbers depend on the seed, the rank (unless ``shared``) and how many draws were made before, and on
+        nothing else; without ``advance`` the next call draws the same.
         """
-        seed = (torch.initial_seed() + 1_000_003 * get_rank() + 104_729 * self.salt + 7_919 * self.draws) % 2**63
+        seed = (self._seed() + 104_729 * self.salt + 7_919 * self.draws) % 2**63
         self.draws += advance
         generator = torch.Generator().manual_seed(seed)
         u_choice = torch.rand(rows, len(self.alpha), generator=generator)
@@ -100,6 +105,16 @@ class Policy(nn.Module):
         choice = categorical_scores(self.alpha, u_choice).argmax(-1)
         gates = (bernoulli_scores(self.beta, u_gate) > 0).float()
         return Draw(choice, gates, self.magnitude[choice].clamp(0, 1), (u_choice, u_gate), own, chi)
+
+    def _seed(self) -> int:
+        """Of this rank, or the first rank's: MMEngine's ``diff_rank_seed`` gives each another."""
+        if not self.shared:
+            return torch.initial_seed() + 1_000_003 * get_rank()
+        if self._shared_seed is None:
+            seed = torch.tensor(torch.initial_seed() % 2**63)
+            broadcast(seed)
+            self._shared_seed = int(seed)
+        return self._shared_seed
 
     def entropy(self) -> float:
         """Of the choice among the sub-policies, in nats; log 36 = 3.58 at the start."""

@@ -241,7 +241,9 @@ class Distiller(BaseModel):
         # The teacher first: its feature maps are then all that is held while the student runs.
         feats = self._teacher_features(inputs, data_samples, needed, replace)
         with self._tap as tapped:
-            losses = dict(self.student(inputs, data_samples, mode='loss'))
+            losses = self.student(inputs, data_samples, mode='loss')
+        # mmpretrain's only loss is called as MMEngine calls the sum in the log, and would stand in its place there.
+        losses = {'student.loss' if name == 'loss' else name: value for name, value in losses.items()}
         feats[STUDENT] = self._student_features(tapped)
         losses.update(self._distill(feats, weights, step, inputs, data_samples))
         self._guard.watch(losses)

@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 
+from mmsokd.augment import FeatureAugmentationNeck
 from mmsokd.hooks import PolicySearchHook
 from tests.builders import distiller, leave_rank, raw_batch
 
@@ -20,14 +21,19 @@ def worker(rank, folder):
     dist.init_process_group('gloo', f'file://{folder}/store', rank=rank, world_size=2)
     at = dict(type='mmsokd.FeatureAugmentationNeck', at='backbone.layer3')
     off = dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='neck', loss_weight=[(0.0, 0.0), (0.5, 1.0)]))
+    shared = dict(type='mmsokd.FeatureAugmentationNeck', shared_draws=True)
     learning = dict(loss_host=dict(type='mmsokd.VIDLoss', tap='neck'))  # its variances, unless the areas replace it
-    for kwargs in (dict(), dict(terms=learning, keep_host=False), dict(refine=at), dict(terms=off)):
+    host_rests = dict(terms=learning, keep_host=False)
+    for kwargs in (dict(), host_rests, dict(refine=at), dict(refine=shared), dict(terms=off)):
         policy = train(rank, kwargs)
         moved = (policy.magnitude - 0.5).abs().max() > 0
         assert moved == (kwargs.get('terms') is not off), kwargs  # a term at weight 0 searches nothing
     policy = train(rank, dict(), mode='unrolled')
     assert (policy.magnitude - 0.5).abs().max() > 0
     (folder / f'{rank}').write_text(str(policy.sample(1)))
+    torch.manual_seed(rank)  # as MMEngine's diff_rank_seed does
+    neck = FeatureAugmentationNeck(shared_draws=True)
+    (folder / f'shared_{rank}').write_text('; '.join(str(neck.sample(1)) for _ in range(3)))
     leave_rank()
 
 
@@ -58,3 +64,4 @@ def train(rank, kwargs, mode='fused'):
 def test_ranks_stay_together_and_draw_apart(tmp_path):
     mp.spawn(worker, args=(tmp_path,), nprocs=2)
     assert (tmp_path / '0').read_text() != (tmp_path / '1').read_text()
+    assert (tmp_path / 'shared_0').read_text() == (tmp_path / 'shared_1').read_text()

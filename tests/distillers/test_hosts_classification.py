@@ -43,6 +43,13 @@ def test_loss_falls_on_vectors_and_unequal_maps(term):
     assert sum(values[-3:]) / 3 < 0.3 * values[0], values
 
 
+def test_the_logs_loss_is_the_sum():
+    """mmpretrain's own loss has the very name that MMEngine gives the sum."""
+    (log,) = train(distiller('Distiller', dict(type='mmsokd.KDLoss', tap='head.fc')), 1)
+    assert set(log) == {'loss', 'student.loss', 'distill.loss_host'}
+    assert log['loss'] == pytest.approx(log['student.loss'] + log['distill.loss_host'])
+
+
 def test_crd_learns_both_embeddings_and_fills_its_banks():
     model = distiller('Distiller', dict(type='mmsokd.CRDLoss', tap='neck', num_samples=PICTURES, nce_k=16))
     loss = model.terms['loss_host'].losses[0]
