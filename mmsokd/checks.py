@@ -2,7 +2,8 @@
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
@@ -23,6 +24,30 @@ def nearest(name: str, candidates: Iterable[str], n: int = 3) -> list[str]:
     return list(dict.fromkeys([*close, *by_tail, *loose]))[:n]
 
 
+@contextmanager
+def telling(key: str, *names: str) -> Iterator[None]:
+    """Let an error that is raised within begin with the config's ``key``; it stays the error that it is.
+
+    Args:
+        key: where in the config the error belongs to.
+        names: what the raiser may have called it; the key takes their place.
+    """
+    try:
+        yield
+    except Exception as error:
+        text, *more = error.args or (type(error).__name__,)
+        if isinstance(text, str):  # else it is not built from a message
+            error.args = (_keyed(text, key, names), *more)
+        raise
+
+
+def _keyed(text: str, key: str, names: Iterable[str]) -> str:
+    for name in (key, *names):
+        if text.startswith((f'{name}.', f'{name}:')):
+            return key + text.removeprefix(name)
+    return f'{key}: {text}'
+
+
 def check_choice(key: str, value: Any, choices: Iterable[Any]) -> None:
     """Raise ValueError unless ``value`` is one of ``choices``; the message names the nearest one."""
     choices = list(choices)
@@ -33,32 +58,33 @@ def check_choice(key: str, value: Any, choices: Iterable[Any]) -> None:
     raise ValueError(f'{key}: expected one of {choices}, found {value!r}{hint}')
 
 
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is a real number; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def check_range(key: str, value: Any, low: float, high: float, closed: bool = True) -> None:
     """Raise ValueError unless ``value`` is a number in [low, high], or in [low, high) if not ``closed``."""
-    if not _is_number(value) or not low <= value <= high or (value == high and not closed):
+    if not is_number(value) or not low <= value <= high or (value == high and not closed):
         raise ValueError(f'{key}: expected a number in [{low}, {high}{"]" if closed else ")"}, found {value!r}')
 
 
 def check_number(key: str, value: Any, least: float = 0) -> None:
     """Raise ValueError unless ``value`` is a finite number >= ``least``."""
-    if not _is_number(value) or not least <= value < math.inf:
+    if not is_number(value) or not least <= value < math.inf:
         raise ValueError(f'{key}: expected a number >= {least}, found {value!r}')
 
 
 def check_positive(key: str, value: Any) -> None:
     """Raise ValueError unless ``value`` is a finite number > 0."""
-    if not _is_number(value) or not 0 < value < math.inf:
+    if not is_number(value) or not 0 < value < math.inf:
         raise ValueError(f'{key}: expected a number > 0, found {value!r}')
 
 
 def check_integer(key: str, value: Any, least: int | None = None) -> None:
     """Raise ValueError unless ``value`` is an integer, and >= ``least`` where that is given."""
-    if not _is_number(value) or not isinstance(value, Integral) or (least is not None and value < least):
+    if not is_number(value) or not isinstance(value, Integral) or (least is not None and value < least):
         raise ValueError(f'{key}: expected an integer{"" if least is None else f" >= {least}"}, found {value!r}')
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_bool(key: str, value: Any) -> None:

@@ -42,9 +42,9 @@ class _Adapter(BaseModule):
         return F.interpolate(feat, size, mode=mode, align_corners=False if mode == 'bilinear' else None)
 
 
-def _resizing_conv(key: str, in_channels: int, out_channels: int, ratio: float) -> nn.Module:
+def _resizing_conv(owner: str, in_channels: int, out_channels: int, ratio: float) -> nn.Module:
     """One conv that scales a map by ``ratio``, as the CIFAR benchmarks' regressors do."""
-    factor = _factor(key, ratio)
+    factor = _factor(owner, ratio)
     if factor == 1:
         return nn.Conv2d(in_channels, out_channels, 1)
     if ratio < 1:
@@ -52,14 +52,15 @@ def _resizing_conv(key: str, in_channels: int, out_channels: int, ratio: float) 
     return nn.ConvTranspose2d(in_channels, out_channels, factor, stride=factor)
 
 
-def _factor(key: str, ratio: float) -> int:
+def _factor(owner: str, ratio: float) -> int:
     """The integer that ``ratio`` scales by, up or down; maps of odd sides are a little off it (13 to 7 cells)."""
-    check_positive(key, ratio)
+    check_positive(f'{owner}.stride_ratio', ratio)
     factor = max(ratio, 1 / ratio)
     whole = round(factor)
     if abs(factor - whole) > (0.25 if whole > 1 else 0):
         raise ValueError(
-            f"{key}: expected an integer or one over it beside resize='conv', found {ratio!r}; give resize='bilinear'"
+            f"{owner}.resize: expected another than 'conv' where the stride_ratio is no integer nor one over it, found "
+            f"{ratio!r}; give resize='bilinear'"
         )
     return whole
 
@@ -124,7 +125,7 @@ class ConvAdapter(_Adapter):
         width = out_channels if resize == 'conv' else in_channels
         self.pre = nn.Identity()
         if resize == 'conv':
-            self.pre = _resizing_conv('ConvAdapter.stride_ratio', in_channels, width, stride_ratio)
+            self.pre = _resizing_conv('ConvAdapter', in_channels, width, stride_ratio)
         self.conv = ConvModule(
             width, out_channels, kernel_size, padding=kernel_size // 2, norm_cfg=norm_cfg, act_cfg=act_cfg
         )
@@ -172,7 +173,7 @@ class SoKDAdapter(_Adapter):
         last = dict(norm_cfg=None, act_cfg=None) if signed else options
         if resize == 'conv':
             self.match = nn.Sequential(
-                _resizing_conv('SoKDAdapter.stride_ratio', in_channels, width, stride_ratio),
+                _resizing_conv('SoKDAdapter', in_channels, width, stride_ratio),
                 ConvModule(width, width, 1, **options),
             )
         else:

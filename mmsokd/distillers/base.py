@@ -2,8 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from mmengine.model import BaseModel, ModuleDict
 from torch import Tensor
 
 from mmsokd.areas import AreaResult
-from mmsokd.checks import check_bool, nearest
+from mmsokd.checks import check_bool, nearest, telling
 from mmsokd.distillers.build import build_model
 from mmsokd.distillers.finite import FiniteGuard
 from mmsokd.distillers.plugins import Areas, Refiner, RefineStep
@@ -121,17 +120,18 @@ class Distiller(BaseModel):
         """Dry-run every model once, match the taps' levels, and build what depends on their shapes."""
         taps: dict[str, list[Tap]] = {STUDENT: [], **{name: [] for name in self._teachers}}
         for term in (*self.terms.values(), *([self.refine.regressor] if self._at is not None else [])):
+            term.find_taps({STUDENT: self.student, **self.teachers})
             taps[STUDENT].append(term.student_tap)
             taps[term.teacher_name].append(term.teacher_tap)
         self._student_taps = list(dict.fromkeys(taps[STUDENT]))
-        with _telling('student'):
+        with telling('student'):
             probes = {STUDENT: probe(self.student, self._student_taps, size)}
         self._student_calls = probes[STUDENT].calls
         self._tap = FeatureTap(self.student, self._student_taps, copied=probes[STUDENT].overwritten)
         for name, teacher in self._teachers.items():
             if not taps[name]:
                 raise ValueError(f"{teacher.name}: expected a term with teacher='{name}', found none; leave it out")
-            with _telling(teacher.name):
+            with telling(teacher.name):
                 is_refined = self._at is not None and name == self.refine.regressor.teacher_name
                 probes[name] = teacher.probe(taps[name], size, self._at if is_refined else None)
             teacher.match_normalization(self.data_preprocessor)
@@ -340,7 +340,7 @@ class Distiller(BaseModel):
                 rest = zero + term.untouched() + (self.areas.untouched(name) if has_areas else 0.0)
                 losses[key] = losses.get(key, 0.0) + rest
                 continue
-            with _telling(term.key):
+            with telling(term.key):
                 pair = feats[STUDENT][term.student_tap], feats[term.teacher_name][term.teacher_tap]
                 student, teacher = term.select(*pair, inputs.shape[-2:])
                 source = (term.teacher_name, term.teacher_tap, *(j for _, j in term.pairs))
@@ -409,14 +409,3 @@ def _sum_areas(results: Sequence[AreaResult]) -> dict[str, Tensor]:
         for name, value in result.stats.items():
             out[f'sokd.{name}'] = out.get(f'sokd.{name}', 0.0) + value / len(results)
     return out
-
-
-@contextmanager
-def _telling(whose: str) -> Iterator[None]:
-    """Let an error say whose it is."""
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError:
-        raise  # nobody's in particular, and some catch it
-    except Exception as error:
-        raise ValueError(f'{whose}: {str(error) or type(error).__name__}') from error

@@ -1,4 +1,4 @@
-"""The parts of a distiller from their configs; a wrong name is told with its key and the nearest right one."""
+"""The parts of a distiller from their configs; a wrong name or value is told with its key."""
 
 import copy
 import inspect
@@ -7,20 +7,31 @@ from typing import Any
 
 from torch import nn
 
-from mmsokd.checks import nearest
+from mmsokd.checks import nearest, telling
 from mmsokd.registry import MODELS
 
+# The rooms of mmsokd that parts come from, and what is in them.
+_ROOMS = dict(
+    losses='a loss',
+    adapters='an adapter',
+    augment="an augmentation of features, such as 'mmsokd.FeatureAugmentationNeck'",
+    areas="a detector of areas, such as 'mmsokd.DistinctiveAreaDetector'",
+)
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
-def part_class(key: str, cfg: Any, more: Iterable[str] = ()) -> type:
+
+def part_class(key: str, cfg: Any, room: str, more: Iterable[str] = ()) -> type:
     """The class that ``cfg`` names.
 
     Args:
         key: the config key, for messages (``'terms.loss_hint.adapter'``).
         cfg: a dict with ``type``, a registered name or a class, and arguments of that class.
+        room: the part of mmsokd that such classes are in (``'adapters'``). A class of somebody else's may be anything,
+            but not one of ours from another room, nor derived from it.
         more: keys that ``cfg`` may hold beside them.
 
     Raises:
-        ValueError: it is no such dict, the name is not registered, or an argument does not exist.
+        ValueError: it is no such dict, the name is not registered or something else's, or an argument does not exist.
     """
     if not isinstance(cfg, Mapping) or 'type' not in cfg:
         raise ValueError(f"{key}: expected a dict with 'type', found {cfg!r}")
@@ -29,6 +40,9 @@ def part_class(key: str, cfg: Any, more: Iterable[str] = ()) -> type:
     if cls is None:
         near = nearest(kind.rpartition('.')[2], MODELS.module_dict)
         raise ValueError(f'{key}.type: expected a registered name, found {kind!r}; nearest: {near}')
+    rooms = {base.__module__.split('.')[1] for base in _bases(cls) if base.__module__.startswith('mmsokd.')}
+    if rooms and room not in rooms:
+        raise ValueError(f'{key}.type: expected {_ROOMS[room]}, found {kind!r}')
     if not _takes_anything(cls):
         allowed = ['type', *more, *inspect.signature(cls).parameters]
         for name in cfg:
@@ -38,16 +52,26 @@ def part_class(key: str, cfg: Any, more: Iterable[str] = ()) -> type:
     return cls
 
 
-def build_part(key: str, cfg: Any, **found: Any) -> nn.Module:
+def build_part(key: str, cfg: Any, room: str, **found: Any) -> nn.Module:
     """Build ``cfg``; of what was ``found`` it gets the arguments that its class takes and that it does not give itself.
 
     Raises:
-        ValueError: as :func:`part_class` does, or as the class does.
+        ValueError: as :func:`part_class` does, or an argument is missing.
+        Exception: what the class raises; its message begins with the config's key, in the place of the class's name.
     """
-    cls = part_class(key, cfg)
+    cls = part_class(key, cfg, room)
     accepted = inspect.signature(cls).parameters
     found = {name: value for name, value in found.items() if name in accepted or _takes_anything(cls)}
-    return MODELS.build({**found, **copy.deepcopy(dict(cfg)), 'type': cls})
+    cfg = {**found, **copy.deepcopy(dict(cfg)), 'type': cls}
+    for name, parameter in accepted.items():
+        if name not in cfg and parameter.default is parameter.empty and parameter.kind not in _VARIADIC:
+            raise ValueError(f'{key}.{name}: expected a value, found none')
+    with telling(key, *(base.__name__ for base in _bases(cls))):
+        return MODELS.build(cfg)
+
+
+def _bases(cls: type) -> Iterable[type]:
+    return getattr(cls, '__mro__', ())  # the registry takes functions too
 
 
 def _takes_anything(cls: type) -> bool:

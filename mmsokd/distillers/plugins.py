@@ -46,7 +46,9 @@ class Regressor(Term):
         if neck.teacher is not None or len(teachers) > 1:
             check_choice('refine.teacher', neck.teacher, teachers)
             cfg['teacher'] = neck.teacher
-        super().__init__('loss_fit', cfg, teachers, key='refine')
+        student_key = 'refine.at' if neck.student_at is None else 'refine.student_at'
+        keys = dict(student_tap=student_key, teacher_tap='refine.at', adapter='refine')
+        super().__init__('loss_fit', cfg, teachers, key='refine', keys=keys)
 
 
 class Refiner(BaseModule):
@@ -63,7 +65,7 @@ class Refiner(BaseModule):
     def __init__(self, cfg: Mapping, teachers: Sequence[str]) -> None:
         super().__init__()
         self._cfg = cfg
-        neck = build_part('refine', cfg)
+        neck = build_part('refine', cfg, 'augment')
         self.necks = ModuleDict({_SHARED: neck})
         self.regressor = Regressor(neck, teachers) if neck.at is not None else None
 
@@ -111,7 +113,7 @@ class Refiner(BaseModule):
                 'to refine a layer of the teacher from which its logits follow, or refine=None'
             )
         if neck.per_term:
-            self.necks = ModuleDict({name: build_part('refine', self._cfg) for name in self.names})
+            self.necks = ModuleDict({name: build_part('refine', self._cfg, 'augment') for name in self.names})
             for salt, neck in enumerate(self.necks.values()):
                 neck.policy.salt = salt
 
@@ -237,7 +239,7 @@ class Areas(BaseModule):
         """
         for name, term in terms.items():
             if term.wants_areas and term.is_feature:
-                self.detectors[name] = build_part('areas', self._cfg, channels=term.channels)
+                self.detectors[name] = build_part('areas', self._cfg, 'areas', channels=term.channels)
         if not self.detectors:
             raise ValueError(
                 'areas: expected a term that compares features (N, C, H, W), found none; tap one, or give areas=None'

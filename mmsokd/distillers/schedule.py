@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Callable, Mapping
-from numbers import Real
 from typing import Any, NamedTuple
 
 from mmengine.logging import MessageHub
 
-from mmsokd.checks import check_bool, check_choice, check_number, nearest
+from mmsokd.checks import check_bool, check_choice, check_number, is_number, nearest
 
 # How far a ramp is from its start (0) to its end (1), when a fraction of its time is over.
 SHAPES: dict[str, Callable[[float], float]] = {
@@ -85,12 +84,11 @@ class _Knots(NamedTuple):
     @classmethod
     def parse(cls, key: str, value: Any) -> '_Knots':
         try:
-            knots = [(0.0, value)] if isinstance(value, Real) else value
-            knots = [(float(progress), float(weight)) for progress, weight in knots]
+            knots = [(progress, weight) for progress, weight in ([(0.0, value)] if is_number(value) else value)]
         except (TypeError, ValueError):
             knots = []
         times = [progress for progress, _ in knots]
-        good = all(math.isfinite(weight) and weight >= 0 for _, weight in knots)
+        good = all(is_number(time) and is_number(weight) and 0 <= weight < math.inf for time, weight in knots)
         if not times or not good or times != sorted(times) or not 0 <= times[0] <= times[-1] <= 1:
             raise ValueError(
                 f'{key}: expected a number >= 0, [(progress, weight), ...] with progress rising within [0, 1], or '
@@ -146,20 +144,24 @@ class _Ramp(NamedTuple):
 
     def at(self, clock: Clock) -> float:
         time, last = (clock.epoch, clock.max_epochs) if self.by_epoch else (clock.iter, clock.max_iters)
-        self._check_times(last)
+        self._check_times(last, clock.max_iters)
         if self.stop is not None and time >= self.stop:
             return 0.0
         length = (last if self.end is None else self.end) - self.begin
         fraction = min(max((time - self.begin) / length, 0.0), 1.0) if length > 0 else 0.0
         return self.start + (self.final - self.start) * SHAPES[self.shape](fraction)
 
-    def _check_times(self, last: int) -> None:
-        """``last``: how long the training is; 0 without a Runner."""
+    def _check_times(self, last: int, iters: int) -> None:
+        """``last``: how long the training is, 0 without a Runner; ``iters``: the same in iterations."""
         latest = max(self.begin, self.end or 0, self.stop or 0)
-        if self.by_epoch and last == 1 and latest > 0:  # MMEngine's IterBasedTrainLoop says so
+        if self.by_epoch and last == 1 and latest > 0:
+            # MMEngine's IterBasedTrainLoop calls itself one epoch: which loop this is, its message hub does not tell.
+            times = {name: getattr(self, name) for name in ('begin', 'end', 'stop') if getattr(self, name)}
+            write = ', '.join(f'{name}={round(time * iters)}' for name, time in times.items())
             raise ValueError(
                 f'{self.key}: expected times in iterations (by_epoch=False) in a training of one epoch, as which an '
                 f'iteration-based loop counts, found {latest} epochs'
+                + (f'; for these parts of the {iters} iterations write {write}, by_epoch=False' if latest <= 1 else '')
             )
         if last and latest > last:
             unit = 'epochs' if self.by_epoch else 'iterations'

@@ -8,11 +8,15 @@ from mmsokd.losses.logits import check_logits
 from mmsokd.losses.standardize import standardize
 from mmsokd.registry import MODELS
 
-EPS = 1e-8  # which the authors' code adds to the length of the centred probabilities
+EPS = 1e-8  # below such a standard deviation a row counts as constant
 
 
 def pearson(a: Tensor, b: Tensor, dim: int) -> Tensor:
-    """Pearson's correlation of ``a`` and ``b`` along ``dim``; 0, without a gradient, where one of them is constant."""
+    """Pearson's correlation of ``a`` and ``b`` along ``dim``; 0, without a gradient, where one of them is constant.
+
+    The authors' code adds 1e-8 to the product of both lengths, so that a row which hardly varies counts for less and
+    less; here it counts fully or as zero [ours].
+    """
     return (standardize(a, dim, EPS) * standardize(b, dim, EPS)).mean(dim)
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 def standardize(x: Tensor, dim: int | Sequence[int], eps: float) -> Tensor:
     """Mean 0 and standard deviation 1 along ``dim``; what is constant there becomes zero, without a gradient [ours].
 
-    The published codes divide by ``std + eps``, which hands the rounding error of a constant a gradient of the order
+    So what hardly varies counts fully or as zero. The published codes let it fade: PKD's divides by ``std + eps``, and
+    DIST's by the product of both lengths plus eps, which hands the rounding error of a constant a gradient of the order
     1 / eps.
 
     Args:

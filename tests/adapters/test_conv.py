@@ -40,10 +40,10 @@ def test_another_size_without_a_policy_is_refused(cls):
         (dict(norm_cfg=dict(type='GN')), 'norm_cfg.num_groups: expected an integer >= 1, found None'),
         (dict(norm_cfg='BN'), "norm_cfg: expected None or a dict with 'type', found 'BN'"),
         (dict(resize='conv', stride_ratio=0.0), 'stride_ratio: expected a number > 0, found 0.0'),
-        (dict(resize='conv', stride_ratio=1.5), 'stride_ratio: expected an integer or one over it'),
-        (dict(resize='conv', stride_ratio=0.4), 'stride_ratio: expected an integer or one over it'),
-        (dict(resize='conv', stride_ratio=1.25), 'stride_ratio: expected an integer or one over it'),
-        (dict(resize='conv', stride_ratio=0.8), 'stride_ratio: expected an integer or one over it'),
+        (dict(resize='conv', stride_ratio=1.5), "resize: expected another than 'conv' where"),
+        (dict(resize='conv', stride_ratio=0.4), "resize: expected another than 'conv' where"),
+        (dict(resize='conv', stride_ratio=1.25), "resize: expected another than 'conv' where"),
+        (dict(resize='conv', stride_ratio=0.8), "resize: expected another than 'conv' where"),
     ],
 )
 def test_what_cannot_be_built_is_refused(cls, wrong, message):

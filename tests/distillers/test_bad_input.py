@@ -1,9 +1,14 @@
 """Bad input gets one clear message when the model is built: the key, what was found, what was expected."""
 
+import re
+
 import pytest
 import torch
 from mmengine.optim import OptimWrapper
+from torch import nn
 
+from mmsokd.adapters import ConvAdapter
+from mmsokd.losses import FitNetLoss
 from mmsokd.registry import MODELS
 from tests.builders import classifier, distiller, losses_of, raw_batch, retinanet, step, use_scope
 
@@ -14,14 +19,21 @@ def terms(**kwargs):
     return dict(loss_hint={**FITNET, **kwargs})
 
 
+class OwnLoss(FitNetLoss):
+    """Somebody else's loss."""
+
+
+class OwnAdapter(ConvAdapter):
+    """Somebody else's adapter."""
+
+
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
         (
             dict(terms=terms(tap='backbone.layer5')),
-            r"student: tap: .*RetinaNet, found 'backbone\.layer5'; nearest: \['backbone\.layer",
+            r"^terms\.loss_hint\.tap in 'student': .*RetinaNet, found 'backbone\.layer5'; nearest: \['backbone\.layer",
         ),
-        (dict(terms=terms(tap='nek')), r"found 'nek'; nearest: \['neck'"),
         (dict(student=dict(type='RetinNet')), r"student: RetinNet is not in .*nearest: \['RetinaNet'"),
         (dict(student=retinanet(neck=dict(type='FPM'))), r'student: FPM is not in .*nearest: .*FPN'),
         (dict(teacher=dict(retinanet(), checkpoint='a.pth')), r'teacher\.checkpoint: expected it beside cfg'),
@@ -85,7 +97,7 @@ def terms(**kwargs):
             r"terms\.loss_hint\.adapter\.resise: .*nearest: \['resize'\]",
         ),
         (dict(terms=terms(adapter=dict(type='mmsokd.ConvAdaptor'))), r"adapter\.type: .*nearest: \['ConvAdapter'"),
-        (dict(terms=terms(tap='neck[')), r"student: tap: expected 'path\.of\.module'"),
+        (dict(terms=terms(tap='neck[')), r"^terms\.loss_hint\.tap: expected 'path\.of\.module'"),
         (dict(refine=dict(type='mmsokd.FeatureAugmentationNeck', at='neck[1]')), r"refine\.at: .*found 'neck\[1\]'"),
         (
             dict(
@@ -142,18 +154,71 @@ def terms(**kwargs):
             'teachers.b: expected a term',
         ),
         (
+            dict(terms=terms(adapter=dict(type='mmsokd.FitNetLoss'))),
+            r"^terms\.loss_hint\.adapter\.type: expected an adapter, found 'mmsokd\.FitNetLoss'",
+        ),
+        (
+            dict(terms=terms(adapter=dict(type=OwnLoss))),
+            r'^terms\.loss_hint\.adapter\.type: expected an adapter, found <class .*OwnLoss',
+        ),
+        (
+            dict(terms=terms(adapter=dict(type='mmsokd.FeatureAugmentationNeck'))),
+            r"^terms\.loss_hint\.adapter\.type: expected an adapter, found 'mmsokd\.FeatureA",
+        ),
+        (
+            dict(areas=dict(type='mmsokd.FeatureAugmentationNeck')),
+            r"^areas\.type: expected a detector of areas, such as 'mmsokd\.DistinctiveAreaDetector', found 'mmsokd\.F",
+        ),
+        (
+            dict(refine=dict(type='mmsokd.ConvAdapter')),
+            r"^refine\.type: expected an augmentation of features, such as 'mmsokd\.FeatureAugm.*found 'mmsokd\.Conv",
+        ),
+        (
+            dict(refine=dict(type='mmsokd.DistinctiveAreaDetector', channels=[4])),
+            r"^refine\.type: expected an augmentation of features.*found 'mmsokd\.DistinctiveAreaDetector'",
+        ),
+        (
+            dict(terms=terms(type='mmsokd.CRDLoss')),
+            r'^terms\.loss_hint\.num_samples: expected a value, found none',
+        ),
+        (
+            dict(terms=terms(type='mmsokd.ATLoss', p=0.5)),
+            r'^terms\.loss_hint\.p: expected a number >= 1, found 0\.5',
+        ),
+        (
+            dict(terms=terms(adapter=dict(type='mmsokd.ConvAdapter', resize='bilinaer'))),
+            r"^terms\.loss_hint\.adapter\.resize: expected one of .*did you mean 'bilinear'",
+        ),
+        (
+            dict(terms=terms(adapter=dict(type=OwnAdapter, kernel_size=2))),
+            r'^terms\.loss_hint\.adapter\.kernel_size: expected an odd number',
+        ),
+        (
+            dict(terms=terms(adapter=dict(type='mmsokd.ConvAdapter', norm_cfg=dict(type='FooNorm')))),
+            r"""^['"]?terms\.loss_hint\.adapter: Cannot find""",
+        ),
+        (dict(terms=terms(loss_weight=True)), r'^terms\.loss_hint\.loss_weight: expected a number >= 0.*found True'),
+        (
             dict(areas=dict(type='mmsokd.DistinctiveAreaDetector', source='both')),
-            "source: expected one of .*found 'both'",
+            "^areas\\.source: expected one of .*found 'both'",
         ),
         (
             dict(refine=dict(type='mmsokd.FeatureAugmentationNeck', estimator='relex')),
-            "estimator: expected one of .*'relax'",
+            r"^refine\.estimator: expected one of .*'relax'",
         ),
     ],
 )
 def test_message(kwargs, message):
-    with pytest.raises((ValueError, KeyError, TypeError, FileNotFoundError), match=f'(?s){message}'):
+    with pytest.raises((ValueError, KeyError, TypeError, FileNotFoundError), match=re.compile(message, re.DOTALL)):
         distiller(**kwargs)
+
+
+@pytest.mark.parametrize('kind', [OwnLoss, nn.MSELoss])
+def test_a_loss_of_somebody_elses(kind):
+    adapter = dict(type=OwnAdapter, kernel_size=3)
+    model = distiller('Distiller', terms=terms(type=kind, adapter=adapter))
+    assert type(model.terms['loss_hint'].losses[0]) is kind
+    assert {type(m) for m in model.terms['loss_hint'].adapter} == {OwnAdapter}
 
 
 def test_sizes_differ_but_a_resize_policy_is_given():

@@ -209,6 +209,8 @@ def test_a_convolution_is_not_for_queries():
 
 def test_the_denoising_queries_are_not_compared():
     model = build(dino, 'Distiller', dict(loss_a=dict(NECK, tap='decoder.layers.1')))
+    for network in (model.student, model.teacher):
+        torch.nn.init.normal_(network.level_embed)  # until init_weights mmdet leaves it to whatever memory holds
     data = model.data_preprocessor(raw_batch(size=128), True)
     with model._tap as tapped:
         model.student(**data, mode='loss')

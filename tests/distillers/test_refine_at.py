@@ -63,6 +63,12 @@ def test_logits_follow_between_families(student, teacher, at, refine):
     student, teacher = student(), teacher()
     taps = [HEADS['vit' if 'VisionTransformer' in side['backbone']['type'] else 'cnn'] for side in (student, teacher)]
     model = build(student, teacher, at, dict(loss_kd=dict(KD, student_tap=taps[0], teacher_tap=taps[1])), **refine)
+    data = model.data_preprocessor(raw_cls_batch(), True)
+    _, needed, replace, _ = model._begin(data['inputs'])
+    (refined,) = model._teacher_features(**data, needed=needed, replace=replace)['teacher'][taps[1]]
+    (plain,) = model._teachers['teacher'].features(**data)[taps[1]]
+    assert refined.shape == (2, 5)
+    assert (refined - plain).abs().min() > 0  # each picture's logits, class by class
     neck = model.refine.necks['shared']
     neck.searching = True
     losses = losses_of(model, raw_cls_batch())
@@ -106,9 +112,16 @@ def test_the_regressor_learns_the_refined_feature():
     ('at', 'refine', 'message'),
     [
         ('backbone.layer3', dict(student_at='backbone.layer2'), r"refine: expected equal sizes, .*give resize='bili"),
-        ('backbone.layer3', dict(student_at='backbone.layer9'), r"student: tap: .*found 'backbone\.layer9'"),
+        (
+            'backbone.layer3',
+            dict(student_at='backbone.layer9'),
+            r"refine\.student_at in 'student': .*found 'backbone\.layer9'",
+        ),
         ('neck', {}, r'refine: expected maps \(N, C, H, W\), found vectors of 64 .*and vectors of 96'),
-        ('backbone.layer3', dict(resize='bilinaer'), r'resize: expected one of .*bilinear'),
+        ('backbone.layer9', dict(student_at='backbone.layer3'), r"refine\.at in 'teacher': .*found 'backbone\.layer9'"),
+        ('backbone.layer9', {}, r"refine\.at in 'student': .*found 'backbone\.layer9'; nearest: \['backbone\.layer"),
+        ('backbone[', {}, r"refine\.at: expected 'path\.of\.module'.*found 'backbone\['"),
+        ('backbone.layer3', dict(resize='bilinaer'), r"^refine\.resize: expected one of .*did you mean 'bilinear'"),
         (None, dict(student_at='backbone.layer3'), r"refine\.student_at: expected None without 'at', found 'backbone"),
         (None, dict(resize='bilinear'), r"refine\.resize: expected None without 'at'"),
         ('backbone.layer3', dict(student_at=3), r'refine\.student_at: expected the path of a layer'),
@@ -118,6 +131,14 @@ def test_the_regressor_learns_the_refined_feature():
 def test_what_cannot_be_is_told(at, refine, message):
     with pytest.raises(ValueError, match=message):
         build(classifier(8), classifier(12), at, **refine)
+
+
+def test_sides_in_no_whole_ratio_are_told_by_the_key_that_the_config_has():
+    strided = classifier(8, backbone=dict(classifier(8)['backbone'], strides=(1, 3, 2, 2)))
+    with pytest.raises(
+        ValueError, match=r"^refine\.resize: expected another than 'conv' where .*give resize='bilinear'"
+    ):
+        build(strided, classifier(12), 'backbone.layer2', resize='conv')
 
 
 def test_of_several_teachers_one_is_named_and_refined():

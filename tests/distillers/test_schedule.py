@@ -55,6 +55,12 @@ def test_without_a_runner_a_training_begins():
         (dict(stop=5, by_epoch='no'), r"w\.by_epoch: expected True or False, found 'no'"),
         ([(0.5, 1.0), (0.2, 1.0)], 'progress rising'),
         ('1', 'expected a number'),
+        (True, r'w: expected a number >= 0, .*found True'),
+        ([(0.0, True)], r'w: expected a number >= 0, .*found \[\(0\.0, True\)\]'),
+        ([(False, 1.0)], r'w: expected a number >= 0, .*found \[\(False, 1\.0\)\]'),
+        ([('0', '1')], r"w: expected a number >= 0, .*found \[\('0', '1'\)\]"),
+        ([(0.0, math.inf)], r'w: expected a number >= 0, .*found \[\(0\.0, inf\)\]'),
+        (dict(start=True), r'w\.start: expected a number >= 0, found True'),
     ],
 )
 def test_bad_schedules(value, message):
@@ -65,6 +71,18 @@ def test_bad_schedules(value, message):
 def test_a_time_beyond_the_training():
     with pytest.raises(ValueError, match=r'loss_weight: expected times within the training of 12 epochs, found 13'):
         weights(dict(stop=13), 0)
+
+
+@pytest.mark.parametrize(
+    ('times', 'write'),
+    [
+        (dict(stop=0.5), 'stop=10000, by_epoch=False'),
+        (dict(shape='linear', begin=0.1, end=0.5, stop=1), 'begin=2000, end=10000, stop=20000, by_epoch=False'),
+    ],
+)
+def test_parts_of_a_training_of_one_epoch_are_told_in_iterations(times, write):
+    with pytest.raises(ValueError, match=f'for these parts of the 20000 iterations write {write}$'):
+        WeightSchedule('w', times)(Clock(0, 20000, 1))
 
 
 @pytest.mark.parametrize('times', [dict(stop=8), dict(stop=1), dict(shape='linear', end=0.5)])

@@ -1,5 +1,7 @@
 """What a term may tap: one path or several; maps, vectors and tokens; and what it says where the two sides differ."""
 
+import re
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -44,10 +46,29 @@ def test_a_list_gives_what_a_module_of_many_outputs_gives():
     assert losses['distill.loss_a'] == losses['distill.loss_b'] == 0
 
 
-@pytest.mark.parametrize('tap', [[], ['neck', 3], [['neck']]])
-def test_a_list_of_something_else(tap):
-    with pytest.raises(ValueError, match=r'terms\.loss_a\.tap: expected a path, or a list of paths, found \['):
+@pytest.mark.parametrize('tap', [[], ['neck', 3], [['neck']], None, 3])
+def test_something_else_than_paths(tap):
+    message = re.escape(f'a path, or a list of paths, found {tap!r}')
+    with pytest.raises(ValueError, match=rf'^terms\.loss_a\.tap: expected {message}'):
         classifiers(tap=tap)
+    with pytest.raises(ValueError, match=rf'^terms\.loss_a\.teacher_tap: expected {message}'):
+        classifiers(student_tap='neck', teacher_tap=tap)
+
+
+@pytest.mark.parametrize(
+    ('taps', 'message'),
+    [
+        (dict(tap='nek'), r"^terms\.loss_b\.tap in 'student': expected the path .* found 'nek'; nearest: \['neck'"),
+        (dict(tap=['neck', 'nek']), r"^terms\.loss_b\.tap in 'student': .*found 'nek'"),
+        (dict(student_tap='nek[0]', teacher_tap='neck'), r"^terms\.loss_b\.student_tap in 'student': .*found 'nek'"),
+        (dict(student_tap='neck', teacher_tap='nek'), r"^terms\.loss_b\.teacher_tap in 'teacher': .*found 'nek'"),
+        (dict(tap=['neck', 'neck[']), r"^terms\.loss_b\.tap: expected 'path\.of\.module'.*found 'neck\['"),
+    ],
+)
+def test_a_path_that_is_not_there_is_told_by_its_terms_key(taps, message):
+    terms = dict(loss_a=dict(FITNET, tap='neck'), loss_b=dict(FITNET, **taps))
+    with pytest.raises(ValueError, match=message):
+        distiller('Distiller', student=classifier(8), teacher=classifier(12), terms=terms, probe_size=64)
 
 
 def test_vectors_of_unequal_width():
