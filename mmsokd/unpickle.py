@@ -6,6 +6,7 @@ function of this file, which looks at its arguments. So the hooks of torch's reb
 and its dtype flags, which may hide code or point into memory, have no effect here.
 """
 
+import _compat_pickle
 import pickle
 import re
 from collections import Counter, OrderedDict, defaultdict
@@ -257,8 +258,11 @@ class SafeUnpickler(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Look a name up; nothing is imported."""
+        if self.proto < 3:  # Python 2's names, as pickle translates them
+            module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
+            module = _compat_pickle.IMPORT_MAPPING.get(module, module)
         full = f'{module}.{name}'
-        known = re.sub(r'^numpy\._core\.', 'numpy.core.', re.sub(r'^__builtin__\.', 'builtins.', full))
+        known = full.replace('numpy._core.', 'numpy.core.')
         if known in _CALLS:
             return _Name(known)
         if known not in _VALUES:
