@@ -3,13 +3,18 @@
 import builtins
 import copyreg
 import functools
+import importlib
 import io
 import os
 import pickle
+import runpy
 import subprocess
+import sys
 import tarfile
 import zipfile
 from collections import Counter, OrderedDict, defaultdict
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,6 +28,8 @@ from mmsokd import checkpoint as safe
 from mmsokd.checkpoint import guard_mmengine, load_checkpoint
 from mmsokd.distillers.build import load_weights
 from tests.builders_checkpoint import Toy, legacy, runner, with_pickle
+
+TOOLS = Path(__file__).resolve().parents[1] / 'tools'
 
 
 class Call:
@@ -391,6 +398,26 @@ def test_download_goes_through_the_same_reading(tmp_path, good, monkeypatch, ung
     assert len(fetched) == 2
     with pytest.raises(FileNotFoundError, match='resnet19'):
         load_checkpoint('torchvision://resnet19')
+
+
+@pytest.mark.parametrize('trust', [False, True])
+def test_tools_take_the_flag(tmp_path, monkeypatch, unguarded, trust):
+    """export_student.py whole, and what train.py and test.py share."""
+    marker, path, out = tmp_path / 'marker', tmp_path / 'evil.pth', tmp_path / 'out.pth'
+    torch.save(dict(state_dict={'student.a': torch.ones(1)}, more=Call(os.system, f'touch {marker}')), path)
+    flag = ['--trust-checkpoint'] if trust else []
+    monkeypatch.setattr(sys, 'argv', ['export_student.py', str(path), str(out), *flag])
+    with nullcontext() if trust else pytest.raises(ValueError, match=r'posix\.system.*--trust-checkpoint'):
+        runpy.run_path(str(TOOLS / 'export_student.py'), run_name='__main__')
+    assert marker.exists() == out.exists() == trust
+    marker.unlink(missing_ok=True)
+    monkeypatch.syspath_prepend(str(TOOLS))
+    cli = importlib.import_module('_cli')
+    (tmp_path / 'cfg.py').write_text('model = dict()')
+    cli.load_config(cli.make_parser('').parse_args([str(tmp_path / 'cfg.py'), *flag]))
+    with nullcontext() if trust else pytest.raises(ValueError, match=r'posix\.system'):
+        CheckpointLoader.load_checkpoint(str(path))
+    assert marker.exists() == trust
 
 
 def test_load_weights_names_its_key(tmp_path):

@@ -9,7 +9,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmsokd.checkpoint import guard_mmengine
-from mmsokd.hooks import make_saves_atomic
+from mmsokd.hooks.checkpoint import make_saves_atomic
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:

@@ -19,7 +19,8 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from mmsokd import checkpoint as reading
 from mmsokd.checkpoint import load_checkpoint, write_atomically
 from mmsokd.export import save_atomically
-from mmsokd.hooks import AtomicCheckpointHook, GuardHook, make_saves_atomic
+from mmsokd.hooks import GuardHook
+from mmsokd.hooks.checkpoint import AtomicCheckpointHook, make_saves_atomic
 from tests.builders_checkpoint import runner
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -227,7 +228,7 @@ def test_registered_and_by_guard(tmp_path, monkeypatch):
 
 SCRIPT = """
     import sys
-    from mmsokd.hooks import make_saves_atomic
+    from mmsokd.hooks.checkpoint import make_saves_atomic
     from tests.builders_checkpoint import runner
     run = runner(sys.argv[1], epochs=1000, resume=True, model=dict(type='CheckpointToy', width=100_000))
     make_saves_atomic(run)
