@@ -1,5 +1,6 @@
 """From a distiller's checkpoint to one of the plain student, and a strict way back in."""
 
+import io
 import os
 from collections import OrderedDict
 from typing import Any
@@ -53,5 +54,7 @@ def load_student(model: nn.Module, filename: str | os.PathLike, trust: bool = Fa
 
 def save_atomically(checkpoint: dict[str, Any], target: str | os.PathLike) -> None:
     """Save so that a failure leaves what was there."""
+    data = io.BytesIO()  # torch.save into a file hides the reason of a failure behind one of its own
+    torch.save(checkpoint, data)
     with write_atomically(target) as file:
-        torch.save(checkpoint, file)
+        file.write(data.getbuffer())

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
+from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from torch import Tensor, nn
@@ -118,7 +119,7 @@ def _keys_are_plain(*keys: Any) -> None:
     plain = (str, int, float, bool, bytes, type(None))
     for key in keys:
         for part in key if type(key) is tuple else (key,):
-            _expect(type(part) in plain, f'a key of type {type(part).__name__}')
+            _expect(type(part) in plain or isinstance(part, np.generic), f'a key of type {type(part).__name__}')
 
 
 def _mapping(kind: Callable) -> Callable:
@@ -167,7 +168,7 @@ _CALLS: dict[str, Callable] = {
     'collections.OrderedDict': _mapping(OrderedDict),
     'collections.Counter': _mapping(Counter),  # MultiStepLR's milestones
     'collections.defaultdict': _default_dict,
-    'mmengine.config.config.ConfigDict': _mapping(dict),  # a data set's metainfo
+    'mmengine.config.config.ConfigDict': _mapping(ConfigDict),  # a data set's metainfo
     'builtins.set': _collection(set),
     'builtins.frozenset': _collection(frozenset),
     'builtins.getattr': _attribute,

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import uuid
 import zipfile
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def runner(work_dir, epochs=2, scores=None, **kwargs) -> Runner:
         ],
         randomness=dict(seed=0),
         log_level='ERROR',
-        experiment_name=Path(work_dir).name,
+        experiment_name=uuid.uuid4().hex,  # a MessageHub of its own
         default_scope='mmengine',
     )
     if scores is not None:

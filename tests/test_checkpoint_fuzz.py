@@ -24,6 +24,7 @@ import torch
 from mmsokd.distillers.build import load_weights
 from tests.builders_checkpoint import Toy
 
+ROOT = Path(__file__).resolve().parents[1]
 COUNT = 500
 ROOM = 256 * 2**20  # bytes beside what the process has when it begins
 SECONDS = 5  # for one file
@@ -221,7 +222,7 @@ def report(tmp_path_factory):
     kinds = {path.name: kind for kind, path in damaged_files(folder)}
     begin = time.monotonic()
     code = f'from tests.test_checkpoint_fuzz import read_all; read_all({str(folder)!r})'
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     print(f'{COUNT} files in {time.monotonic() - begin:.1f} s, peak {found["peak"] / 1024:.0f} MiB')

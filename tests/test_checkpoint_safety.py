@@ -298,6 +298,7 @@ def trained(tmp_path_factory):
     )
     hub.update_info('random', (np.random.get_state(), torch.get_rng_state()))
     hub.update_info('plain', (None, True, 2**70, -1.5, 'ü', b'', b'\xff', {1, 2}, Counter(a=2), [[]], {(1, 'a'): 2}))
+    hub.update_info('config', dict(a=ConfigDict(b=ConfigDict(c=[1])), d={np.int64(1): 2}))
     hub.update_info('kinds', (torch.float16, defaultdict(list, a=[1])))
     run.train()
     return folder
@@ -324,7 +325,6 @@ def test_tensors_of_every_kind(tmp_path):
         empty=torch.zeros(0, 5),
         parameter=torch.nn.Parameter(torch.ones(2)),
         expanded=torch.ones(1).expand(4),
-        config=ConfigDict(a=dict(b=1)).to_dict(),
     )
     for dtype in (torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.uint8, torch.int16, torch.bool):
         tensors[str(dtype)] = torch.ones(3).to(dtype)

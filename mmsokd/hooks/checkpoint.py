@@ -10,7 +10,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
-from mmsokd.checkpoint import write_atomically
+from mmsokd.checkpoint import load_checkpoint, write_atomically
 from mmsokd.registry import HOOKS
 
 _BACKEND = 'mmsokd.atomic'
@@ -54,9 +54,13 @@ class AtomicCheckpointHook(CheckpointHook):
 
     The arguments are CheckpointHook's. Files in other places than a local disk are written as MMEngine does.
 
+    The first one is read back, and what safe reading would refuse on resuming is told then.
+
     Raises:
         OSError: a file could not be written, for one since the disk is full; what was there before is left.
     """
+
+    _read_back = False
 
     def before_train(self, runner: Runner) -> None:
         """Choose how files are written."""
@@ -87,12 +91,22 @@ class AtomicCheckpointHook(CheckpointHook):
         if is_main_process():
             with write_atomically(Path(runner.work_dir) / 'last_checkpoint') as file:
                 file.write(self.last_ckpt.encode())
+            self._read_back_once(runner)
         if self.max_keep_ckpts > 0:
             outdated, kept = kept[: -self.max_keep_ckpts], kept[-self.max_keep_ckpts :]
             self.keep_ckpt_ids = deque(kept, self.max_keep_ckpts)
             runner.message_hub.update_info('keep_ckpt_ids', kept)
             for other in outdated:
                 self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(other)))
+
+    def _read_back_once(self, runner: Runner) -> None:
+        if self._read_back or self.backend_args != dict(backend=_BACKEND) or not Path(self.last_ckpt).is_file():
+            return
+        self._read_back = True
+        try:
+            load_checkpoint(self.last_ckpt)
+        except ValueError as error:
+            runner.logger.warning(f'A run that resumes needs to trust this checkpoint: {error}')
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         backend, self.file_backend = self.file_backend, _Keeping(self.file_backend)

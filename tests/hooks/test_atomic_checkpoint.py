@@ -9,11 +9,12 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from mmsokd import checkpoint as reading
@@ -79,21 +80,35 @@ def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch, number):
     assert names(tmp_path) == ['student.pth']
 
 
+@contextmanager
+def largest_file(size):
+    """Writing meets this limit as it meets a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_full_disk_for_a_student(tmp_path):
+    target = tmp_path / 'student.pth'
+    save_atomically(dict(a=torch.zeros(100)), target)
+    with largest_file(10_000), pytest.raises(OSError, match=r'student\.pth: not written, .*File too large'):
+        save_atomically(dict(a=torch.ones(100_000)), target)
+    assert names(tmp_path) == ['student.pth']
+    assert load_checkpoint(target)['a'].sum() == 0
+
+
 def test_full_disk_in_a_training(tmp_path):
-    """A limit on the size of files, which writing meets as it meets a full disk."""
     run = atomic(tmp_path, epochs=1)
     run.train()
     before = (tmp_path / 'epoch_1.pth').read_bytes()
     run = atomic(tmp_path, epochs=3, resume=True)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
-        with pytest.raises(OSError, match=r'epoch_2\.pth: not written, .*File too large'):
-            run.train()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
+    with largest_file(len(before) // 2), pytest.raises(OSError, match=r'epoch_2\.pth: not written, .*File too large'):
+        run.train()
     assert names(tmp_path) == ['epoch_1.pth']
     assert find_latest_checkpoint(str(tmp_path)) == str(tmp_path / 'epoch_1.pth')
     assert (tmp_path / 'epoch_1.pth').read_bytes() == before
@@ -224,6 +239,45 @@ def test_registered_and_by_guard(tmp_path, monkeypatch):
     GuardHook().before_run(run)
     assert [type(hook) for hook in run.hooks if isinstance(hook, CheckpointHook)] == [AtomicCheckpointHook]
     assert isinstance(run, Runner)
+
+
+class Guard(Hook):
+    """What GuardHook does for a model that is no distiller."""
+
+    priority = 'VERY_HIGH'
+    trust_checkpoint = False
+    before_run = GuardHook.before_run
+
+
+def test_guard_comes_before_resuming_and_saving(tmp_path, monkeypatch):
+    """In the Runner's own order, without our tools."""
+    monkeypatch.setattr(reading.CheckpointLoader, '_schemes', reading.CheckpointLoader._schemes.copy())
+    run = runner(tmp_path)
+    run.register_hook(Guard())
+    run.train()
+    assert names(tmp_path) == ['epoch_2.pth']
+    saved = load_checkpoint(tmp_path / 'epoch_2.pth')
+    saved['meta']['more'] = Path  # the name of a class is enough
+    torch.save(saved, tmp_path / 'epoch_2.pth')
+    run = runner(tmp_path, epochs=3, resume=True)
+    run.register_hook(Guard())
+    with pytest.raises(ValueError, match=r'epoch_2\.pth.*pathlib'):
+        run.train()
+
+
+def test_what_resuming_would_refuse_is_told_with_the_first_checkpoint(tmp_path, monkeypatch):
+    run = atomic(tmp_path)
+    told = []
+    monkeypatch.setattr(run.logger, 'warning', told.append)
+    run.train()
+    assert not told
+    run = atomic(tmp_path / 'odd')
+    run.message_hub.update_info('odd', Path('a'))
+    monkeypatch.setattr(run.logger, 'warning', told.append)
+    run.train()
+    (message,) = told
+    assert 'epoch_1.pth' in message
+    assert 'pathlib' in message
 
 
 SCRIPT = """
