@@ -1,12 +1,14 @@
 """From a distiller's checkpoint to one of the plain student, and a strict way back in."""
 
+import io
 import os
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from mmsokd.checkpoint import write_atomically
 
 _PREFIX = 'student.'
 
@@ -22,33 +24,37 @@ def export_student(checkpoint: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: it is not a distiller's checkpoint.
     """
-    state = checkpoint.get('state_dict', {}) if isinstance(checkpoint, dict) else {}
+    state = checkpoint.get('state_dict') if isinstance(checkpoint, dict) else None
+    state = {str(k): v for k, v in state.items()} if isinstance(state, dict) else {}
     student = OrderedDict((k.removeprefix(_PREFIX), v) for k, v in state.items() if k.startswith(_PREFIX))
     if not student:
         raise ValueError(
             f"checkpoint: expected a distiller's, whose keys begin with '{_PREFIX}', found {list(state)[:3]}"
         )
-    meta = {k: v for k, v in checkpoint.get('meta', {}).items() if k != 'cfg'}  # the config is the distiller's
+    meta = checkpoint.get('meta')
+    meta = {k: v for k, v in meta.items() if k != 'cfg'} if isinstance(meta, dict) else {}  # cfg is the distiller's
     return dict(meta=meta, state_dict=student)
 
 
-def load_student(model: nn.Module, filename: str | os.PathLike) -> None:
+def load_student(model: nn.Module, filename: str | os.PathLike, trust: bool = False) -> None:
     """Load an exported student strictly.
+
+    Args:
+        model: the plain student.
+        filename: path or URL.
+        trust: read the file by pickle, which runs whatever it says.
 
     Raises:
         ValueError: it belongs to another config; says how many keys fit.
     """
     from mmsokd.distillers.build import load_weights
 
-    load_weights('checkpoint', model, str(filename))
+    load_weights('checkpoint', model, filename, trust)
 
 
 def save_atomically(checkpoint: dict[str, Any], target: str | os.PathLike) -> None:
-    """Write beside ``target`` and rename, so that a failed save leaves what was there."""
-    target = Path(target)
-    part = target.with_name(target.name + '.part')
-    try:
-        torch.save(checkpoint, part)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    """Save so that a failure leaves what was there."""
+    data = io.BytesIO()  # torch.save into a file hides the reason of a failure behind one of its own
+    torch.save(checkpoint, data)
+    with write_atomically(target) as file:
+        file.write(data.getbuffer())

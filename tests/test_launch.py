@@ -135,7 +135,7 @@ def test_two_processes_train_as_one(data, plain, tmp_path):
     assert_the_same(a['weights'], b['weights'])
     mean = torch.tensor([a['losses'], b['losses']]).mean(0)
     whole = torch.tensor(one['losses'])
-    assert whole.shape == (12, 2)
+    assert whole.shape == (12, 3)  # the sum, the student's and the host's
     assert (torch.tensor(a['losses']) - whole).abs().max() > 0.01  # each rank's own pictures
     print(f'losses: {(mean / whole - 1).abs().max():.1e}', end=' ')
     torch.testing.assert_close(mean, whole, rtol=1e-5, atol=0)

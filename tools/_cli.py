@@ -12,6 +12,9 @@ from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from mmsokd.checkpoint import guard_mmengine
+from mmsokd.hooks.checkpoint import make_saves_atomic
+
 # Where a launcher tells a process its rank, the number of ranks, and its rank on its node.
 RANK_VARIABLES = {
     'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
@@ -31,6 +34,9 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         help='settings to override, as key=value pairs: a.b=1 key="[a,b]" key=a,b key="[(a,b),(c,d)]" without blanks',
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    parser.add_argument(
+        '--trust-checkpoint', action='store_true', help='read all checkpoints by pickle, which may run code in them'
+    )
     # torch.distributed.launch of PyTorch 2 passes --local-rank, the earlier one --local_rank.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     return parser
@@ -39,6 +45,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 def load_config(args: argparse.Namespace) -> Config:
     """The config with the shared flags applied."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    guard_mmengine(args.trust_checkpoint)
     cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
     if cfg.get('default_scope') == 'mmpretrain':
@@ -53,9 +60,11 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def build_runner(cfg: Config) -> Runner:
-    if cfg.launcher != 'none' and get_device() == 'cpu':
+    if cfg.get('launcher', 'none') != 'none' and get_device() == 'cpu':
         join_on_cpu(cfg)
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    make_saves_atomic(runner)
+    return runner
 
 
 def join_on_cpu(cfg: Config) -> None:

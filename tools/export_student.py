@@ -6,8 +6,7 @@ python tools/export_student.py work_dirs/sokd/epoch_12.pth student.pth [--config
 import argparse
 from pathlib import Path
 
-import torch
-
+from mmsokd.checkpoint import load_checkpoint
 from mmsokd.distillers.build import build_model
 from mmsokd.export import export_student, load_student, save_atomically
 
@@ -17,6 +16,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint of a distiller')
     parser.add_argument('out', help='file to write')
     parser.add_argument('--config', help='plain student config, into which the result is then loaded as a check')
+    parser.add_argument('--trust-checkpoint', action='store_true', help='read it by pickle, which may run code in it')
     return parser.parse_args()
 
 
@@ -24,10 +24,10 @@ def main() -> None:
     args = parse_args()
     if not Path(args.checkpoint).is_file():
         raise SystemExit(f'checkpoint: expected a file, found none at {args.checkpoint!r}')
-    exported = export_student(torch.load(args.checkpoint, map_location='cpu', weights_only=False))
+    exported = export_student(load_checkpoint(args.checkpoint, trust=args.trust_checkpoint))
     save_atomically(exported, args.out)
     if args.config:
-        load_student(build_model('config', args.config), args.out)
+        load_student(build_model('config', args.config), args.out, args.trust_checkpoint)
     before, after = (Path(p).stat().st_size / 2**20 for p in (args.checkpoint, args.out))
     print(f'{args.out}: {len(exported["state_dict"])} tensors, {after:.1f} MiB (checkpoint: {before:.1f} MiB)')
 

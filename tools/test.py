@@ -14,10 +14,10 @@ from _cli import build_runner, load_config, make_parser
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.runner import CheckpointLoader
 from torch import nn
 
 import mmsokd  # noqa: F401  registers the scope
+from mmsokd.checkpoint import load_checkpoint as read_checkpoint
 from mmsokd.distillers import Distiller
 from mmsokd.export import export_student, load_student
 
@@ -96,10 +96,10 @@ def student_of(model: nn.Module) -> nn.Module:
 def load_checkpoint(student: nn.Module, filename: str) -> None:
     """Load an exported student, or a distiller's checkpoint, strictly."""
     try:
-        state = CheckpointLoader.load_checkpoint(filename, map_location='cpu', logger='silent').get('state_dict', {})
+        state = read_checkpoint(filename).get('state_dict', {})
     except (FileNotFoundError, AttributeError):
         state = {}  # load_student says it better
-    if not any(key.startswith('student.') for key in state):
+    if not any(str(key).startswith('student.') for key in state):
         load_student(student, filename)
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
 from mmengine.logging import print_log
 from mmengine.registry import MODELS as ROOT_MODELS
-from mmengine.runner import CheckpointLoader
-from torch import nn
+from torch import Tensor, nn
 
+from mmsokd.checkpoint import load_checkpoint
 from mmsokd.checks import nearest
 
 
@@ -65,7 +64,7 @@ def build_model(key: str, source: Any, data_preprocessor: dict | None = None) ->
     if not isinstance(source, dict | Config):
         raise TypeError(f"{key}: expected a model dict, a Config, a path or 'scope::path', found {source!r}")
     if 'cfg' in source and 'type' not in source:
-        allowed = ['cfg'] if key == 'student' or key.endswith('.cfg') else ['cfg', 'checkpoint']
+        allowed = ['cfg'] if key == 'student' or key.endswith('.cfg') else ['cfg', 'checkpoint', 'trust_checkpoint']
         for name in source:
             if name not in allowed:
                 raise ValueError(f'{key}.{name}: expected the keys {allowed}; nearest: {nearest(name, allowed, n=1)}')
@@ -108,27 +107,24 @@ def _nearest_type(message: str) -> str:
     return f'; nearest: {nearest(name, [name for registry in registries for name in registry.module_dict])}'
 
 
-def load_weights(key: str, model: nn.Module, filename: str | os.PathLike) -> None:
+def load_weights(key: str, model: nn.Module, filename: str | os.PathLike, trust: bool = False) -> None:
     """Load the checkpoint ``filename`` (path or URL) into ``model``; every parameter of the model must be in it.
+
+    Nothing that is in the file is run, unless ``trust`` says so: see :func:`~mmsokd.checkpoint.load_checkpoint`.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be read, or belongs to another architecture; says how many keys fit.
     """
+    filename = str(filename)
     try:
-        # logger='silent': the message below tells more
-        filename = str(filename)
-        checkpoint = CheckpointLoader.load_checkpoint(filename, map_location='cpu', logger='silent')
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f'{key}: expected a checkpoint file or URL, found no file {filename!r}') from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f'{key}: expected a checkpoint, found that {filename!r} cannot be read (truncated download?): {error}'
-        ) from error
-    state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else None
+        checkpoint = load_checkpoint(filename, trust=trust)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f'{key}: {error}') from error
+    state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else checkpoint
     if not isinstance(state, dict):
-        raise ValueError(f'{key}: expected a checkpoint with a state_dict, found {type(checkpoint).__name__}')
-    state = {name.removeprefix('module.'): value for name, value in state.items()}
+        raise ValueError(f'{key}: expected a state_dict in {filename!r}, found {type(state).__name__}')
+    state = {str(name).removeprefix('module.'): v for name, v in state.items() if isinstance(v, Tensor)}
     own = {name: value for name, value in model.state_dict().items() if not name.endswith('num_batches_tracked')}
     wrong = [name for name, value in own.items() if name not in state or state[name].shape != value.shape]
     if wrong:

@@ -10,6 +10,7 @@ from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
 from torch import Tensor, nn
 
+from mmsokd.checks import check_bool
 from mmsokd.distillers.build import build_model, load_weights
 from mmsokd.taps import FeatureTap, Probe, Tap, probe, run_for_taps
 
@@ -51,8 +52,9 @@ class Teacher:
 
     Args:
         name: its name in the config, for messages.
-        source: ``dict(cfg=..., checkpoint=...)``, or whatever :func:`~mmsokd.distillers.build.build_model` takes. An
-            inline model's own ``init_cfg=dict(type='Pretrained', checkpoint=...)`` counts as its checkpoint.
+        source: ``dict(cfg=..., checkpoint=..., trust_checkpoint=False)``, or whatever
+            :func:`~mmsokd.distillers.build.build_model` takes. An inline model's own
+            ``init_cfg=dict(type='Pretrained', checkpoint=...)`` counts as its checkpoint.
         data_preprocessor: for an inline model that has none of its own.
 
     Raises:
@@ -61,7 +63,9 @@ class Teacher:
 
     def __init__(self, name: str, source: Any, data_preprocessor: dict | None = None) -> None:
         self.name = name
-        checkpoint = source.get('checkpoint') if isinstance(source, dict) and 'type' not in source else None
+        given = source if isinstance(source, dict) and 'type' not in source else {}
+        checkpoint, trust = given.get('checkpoint'), given.get('trust_checkpoint', False)
+        check_bool(f'{name}.trust_checkpoint', trust)
         self.module = build_model(name, source, data_preprocessor)
         init_cfg = getattr(self.module, 'init_cfg', None)
         pretrained = isinstance(init_cfg, dict) and init_cfg.get('type') in (
@@ -72,7 +76,7 @@ class Teacher:
         if checkpoint is None and pretrained and not isinstance(source, nn.Module):
             checkpoint = init_cfg['checkpoint']
         if checkpoint is not None:
-            load_weights(f'{name}.checkpoint', self.module, checkpoint)
+            load_weights(f'{name}.checkpoint', self.module, checkpoint, trust)
         elif not isinstance(source, nn.Module):
             print_log(f'{name}: no checkpoint is given, so its weights are random', 'current', logging.WARNING)
         self.module.requires_grad_(False).eval()

@@ -6,13 +6,21 @@ import torch
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 
+from mmsokd.checkpoint import guard_mmengine
+from mmsokd.checks import check_bool
+from mmsokd.hooks.checkpoint import make_saves_atomic
 from mmsokd.hooks.common import distiller_of
 from mmsokd.registry import HOOKS
 
 
 @HOOKS.register_module()
 class GuardHook(Hook):
-    """Stops a run that cannot learn before it starts, and a checkpoint that is no good before it is written.
+    """Stops a run that cannot learn before it starts, and a checkpoint that is no good before it is written or read.
+
+    Beside it, MMEngine reads checkpoints without running what is in them, and writes them atomically.
+
+    Args:
+        trust_checkpoint: read all checkpoints by pickle, which runs whatever they say.
 
     Raises:
         ValueError: the training set is empty, or no picture of it has an annotation; or the optimizer's constructor
@@ -22,13 +30,22 @@ class GuardHook(Hook):
 
     priority = 'VERY_HIGH'
 
+    def __init__(self, trust_checkpoint: bool = False) -> None:
+        check_bool('GuardHook.trust_checkpoint', trust_checkpoint)
+        self.trust_checkpoint = trust_checkpoint
+
+    def before_run(self, runner: Runner) -> None:
+        """Guard reading and writing, before the Runner loads or resumes."""
+        guard_mmengine(self.trust_checkpoint)
+        make_saves_atomic(runner)
+
     def before_train(self, runner: Runner) -> None:
         """Look for annotations, and at the learning rates."""
         _check_annotated(runner.train_dataloader.dataset)
         _check_layer_decay(runner.optim_wrapper.param_groups)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Look at the weights before CheckpointHook does: it removes the oldest file first, then writes."""
+        """Look at the weights before CheckpointHook does: a library's own may remove the oldest file first."""
         _check_weights(runner)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 
+from mmsokd.checkpoint import load_checkpoint
 from mmsokd.export import export_student, save_atomically
 from mmsokd.registry import HOOKS
 
@@ -46,7 +46,7 @@ class StudentCheckpointHook(Hook):
         target = source.with_name(self.prefix + source.name)
         if not source.is_file() or (target.is_file() and target.stat().st_mtime >= source.stat().st_mtime):
             return
-        checkpoint = torch.load(source, map_location='cpu', weights_only=False)
+        checkpoint = load_checkpoint(source, trust=True)  # this very run has written it
         save_atomically(export_student(checkpoint), target)
         for student in target.parent.glob(f'{self.prefix}best_*.pth'):
             if not student.with_name(student.name.removeprefix(self.prefix)).is_file():

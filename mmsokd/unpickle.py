@@ -1,0 +1,359 @@
+"""A pickle reader that builds weights and plain data, and calls nothing that a file names.
+
+What a pickle asks for by name is looked up in two tables: no module is imported, no attribute is followed. The names
+are those that MMEngine's Runner, PyTorch and NumPy write into a checkpoint; behind each that is called stands a
+function of this file, which looks at its arguments. So the hooks of torch's rebuild functions, NumPy's object arrays
+and its dtype flags, which may hide code or point into memory, have no effect here.
+"""
+
+import _compat_pickle
+import pickle
+import re
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Hashable
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from mmengine.config import ConfigDict
+from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+from torch import Tensor, nn
+
+
+class RefusedPickle(ValueError):
+    """A pickle asks for something that is not weights or plain data; the message is its name."""
+
+
+class Storage(NamedTuple):
+    """The bytes of one or more tensors, as a pickle refers to them; no tensor may claim more than ``most`` bytes."""
+
+    data: torch.UntypedStorage
+    dtype: torch.dtype
+    most: int
+
+
+def _expect(condition: bool, what: str) -> None:
+    if not condition:
+        raise ValueError(what)
+
+
+def _is_shape(sizes: Any) -> bool:
+    return type(sizes) is tuple and len(sizes) <= 32 and all(type(n) is int and 0 <= n < 2**48 for n in sizes)
+
+
+def _tensor(storage: Storage, offset: int, size: tuple, stride: tuple, requires_grad: bool = False, *_: Any) -> Tensor:
+    """``torch._utils._rebuild_tensor_v2`` without its hooks, within its storage."""
+    _expect(type(storage) is Storage, 'a tensor without a storage')
+    _expect(_is_shape(size) and _is_shape(stride) and len(size) == len(stride), 'a tensor without a shape')
+    _expect(_is_shape((offset,)), 'a tensor without a place in its storage')
+    numel, end = 1, offset + 1
+    for n, step in zip(size, stride, strict=True):
+        numel, end = numel * n, end + (n - 1) * step
+    width = storage.dtype.itemsize
+    if numel:  # torch would enlarge the storage
+        _expect(end * width <= storage.data.nbytes(), f'a tensor {size} that is larger than its storage')
+        _expect(numel * width <= storage.most, f'a tensor {size} that is larger than the file')
+    else:
+        offset = 0
+    tensor = torch.empty(0, dtype=storage.dtype, device=storage.data.device).set_(storage.data, offset, size, stride)
+    return tensor.requires_grad_(requires_grad is True)
+
+
+def _parameter(data: Tensor, requires_grad: bool = True, *_: Any) -> nn.Parameter:
+    _expect(isinstance(data, Tensor), 'a parameter without a tensor')
+    return nn.Parameter(data.detach(), requires_grad is True)
+
+
+def _dtype(code: str, *_: Any) -> np.dtype:
+    """Numbers, truth values and text; no objects, which are pointers."""
+    if not (isinstance(code, str) and re.fullmatch(r'[biufcSU]\d{1,6}', code)):
+        raise RefusedPickle(f'numpy.dtype({str(code)[:20]!r})')
+    return np.dtype(code, False, True)  # a copy, since its byte order is set later
+
+
+def _set_dtype(dtype: np.dtype, state: tuple) -> None:
+    """The byte order alone: the rest follows from the code, and wrong flags would make pointers of numbers."""
+    _expect(isinstance(state, tuple) and len(state) > 1 and state[1] in ('<', '>', '|', '='), 'a dtype without order')
+    if state[1] == '>':
+        dtype.__setstate__(dtype.newbyteorder('>').__reduce__()[2])
+
+
+def _scalar(dtype: np.dtype, raw: bytes) -> np.generic:
+    _expect(isinstance(dtype, np.dtype) and type(raw) is bytes and len(raw) == dtype.itemsize, 'a broken number')
+    return np.frombuffer(raw, dtype)[0]
+
+
+def _array(*_: Any) -> np.ndarray:
+    """Empty; :func:`_set_array` fills it."""
+    return np.empty(0, np.int8)
+
+
+def _set_array(array: np.ndarray, state: tuple) -> None:
+    _, shape, dtype, fortran, raw = state
+    _expect(isinstance(dtype, np.dtype) and not dtype.hasobject and type(raw) is bytes, 'an array without numbers')
+    _expect(_is_shape(shape), 'an array without a shape')
+    numel = 1
+    for n in shape:
+        numel *= n
+    _expect(numel * dtype.itemsize == len(raw), f'an array {shape} of another size than its bytes')
+    array.__setstate__((1, shape, dtype, fortran is True, raw))
+
+
+def _bytes(text: str = '', codec: str = 'latin1') -> bytes:
+    """How pickle's second protocol spells bytes."""
+    _expect(isinstance(text, str) and codec == 'latin1', 'bytes without text')
+    return text.encode('latin1')
+
+
+def _attribute(owner: Any, name: str) -> Any:
+    """How pickle's second protocol spells a method: HistoryBuffer's, and a scheduler's."""
+    full = f'{getattr(owner, "__module__", "")}.{getattr(owner, "__qualname__", type(owner).__name__)}.{name}'
+    if not isinstance(owner, type) or full not in _VALUES:
+        raise RefusedPickle(f'builtins.getattr({full.lstrip(".")})')
+    return _VALUES[full]
+
+
+def _keys_are_plain(*keys: Any) -> None:
+    """Numbers, text and tuples of them; the hash of anything nested may take forever."""
+    plain = (str, int, float, bool, bytes, type(None))
+    for key in keys:
+        for part in key if type(key) is tuple else (key,):
+            _expect(type(part) in plain or isinstance(part, np.generic), f'a key of type {type(part).__name__}')
+
+
+def _mapping(kind: Callable) -> Callable:
+    """A constructor of ``kind`` from nothing, a dict or pairs."""
+
+    def build(items: Any = ()) -> Any:
+        pairs = list(items.items() if isinstance(items, dict) else items)
+        _keys_are_plain(*(key for key, _ in pairs))
+        return kind(dict(pairs))
+
+    return build
+
+
+def _collection(kind: type) -> Callable:
+    def build(items: Any = ()) -> Any:
+        _expect(type(items) in (list, tuple), 'a set of something else than a list')
+        _keys_are_plain(*items)
+        return kind(items)
+
+    return build
+
+
+def _default_dict(factory: Any = None) -> defaultdict:
+    _expect(factory in (None, dict, list, int, float), 'a defaultdict of something else than plain data')
+    return defaultdict(factory)
+
+
+def _set_history(history: HistoryBuffer, state: dict) -> None:
+    """Without the statistics, which are methods of the class and are there already."""
+    _expect(isinstance(state, dict), 'a HistoryBuffer without its state')
+    own = {key: state[key] for key in ('_log_history', '_count_history')}
+    _expect(all(isinstance(value, np.ndarray) for value in own.values()), 'a HistoryBuffer without arrays')
+    _expect(type(state['max_length']) is int, 'a HistoryBuffer without a length')
+    history._set_default_statistics()
+    history.__dict__.update(max_length=state['max_length'], **own)
+
+
+def _set_metadata(mapping: OrderedDict, state: dict) -> None:
+    """A state dict's versions; any other attribute could stand in front of a method."""
+    if not isinstance(state, dict) or set(state) - {'_metadata'}:
+        raise RefusedPickle('collections.OrderedDict.__setstate__')
+    mapping.__dict__.update(state)
+
+
+_CALLS: dict[str, Callable] = {
+    'collections.OrderedDict': _mapping(OrderedDict),
+    'collections.Counter': _mapping(Counter),  # MultiStepLR's milestones
+    'collections.defaultdict': _default_dict,
+    'mmengine.config.config.ConfigDict': _mapping(ConfigDict),  # a data set's metainfo
+    'builtins.set': _collection(set),
+    'builtins.frozenset': _collection(frozenset),
+    'builtins.getattr': _attribute,
+    'builtins.bytes': _bytes,
+    '_codecs.encode': _bytes,
+    'numpy.dtype': _dtype,
+    'numpy.core.multiarray.scalar': _scalar,
+    'numpy.core.multiarray._reconstruct': _array,
+    'torch._utils._rebuild_tensor': _tensor,
+    'torch._utils._rebuild_tensor_v2': _tensor,
+    'torch._utils._rebuild_parameter': _parameter,
+}
+_STORAGES = dict(
+    FloatStorage=torch.float32,
+    DoubleStorage=torch.float64,
+    HalfStorage=torch.float16,
+    BFloat16Storage=torch.bfloat16,
+    LongStorage=torch.int64,
+    IntStorage=torch.int32,
+    ShortStorage=torch.int16,
+    CharStorage=torch.int8,
+    ByteStorage=torch.uint8,
+    BoolStorage=torch.bool,
+    ComplexFloatStorage=torch.complex64,
+    ComplexDoubleStorage=torch.complex128,
+    UntypedStorage=torch.uint8,
+)
+_VALUES: dict[str, Any] = {
+    'numpy.ndarray': np.ndarray,
+    'builtins.dict': dict,
+    'builtins.list': list,
+    'builtins.int': int,
+    'builtins.float': float,
+    'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
+    'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler': OneCycleParamScheduler,
+    **{f'torch.{name}': dtype for name, dtype in _STORAGES.items()},
+    'torch.storage.UntypedStorage': torch.uint8,
+    **{str(dtype): dtype for dtype in _STORAGES.values()},
+}
+for _method in (HistoryBuffer.min, HistoryBuffer.max, HistoryBuffer.mean, HistoryBuffer.current):
+    _VALUES[f'{_method.__module__}.{_method.__qualname__}'] = _method
+for _method in (OneCycleParamScheduler._annealing_cos, OneCycleParamScheduler._annealing_linear):
+    _VALUES[f'{_method.__module__}.{_method.__qualname__}'] = _method
+
+# What builds plain data, and refers to a name. Left out: classes with arguments of their own (INST, OBJ, NEWOBJ_EX),
+# copyreg's extensions, buffers from outside, and what reserves memory before it is read.
+_OPCODES = """
+    PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINSTRING
+    SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES EMPTY_LIST EMPTY_DICT EMPTY_TUPLE
+    TUPLE TUPLE1 TUPLE2 TUPLE3 BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL BINPERSID
+    """.split()
+
+
+class _Name(NamedTuple):
+    """What stands on the stack for a function of ``_CALLS``."""
+
+    full: str
+
+
+class SafeUnpickler(pickle._Unpickler):
+    """Reads one pickle from ``file``.
+
+    It is Python's own implementation in Python, since the one in C calls what it finds on its stack.
+
+    Args:
+        file: where the pickle begins.
+        storage: (dtype, key, number of elements) -> the storage of tensors.
+        size: of the file; what is copied out of text and lists may take a few times as much.
+
+    Raises:
+        RefusedPickle: the pickle names what is in neither table, or sets the state of something else.
+        Exception: of any type, where the pickle is damaged.
+    """
+
+    dispatch = {getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in _OPCODES}
+
+    def __init__(
+        self, file: BinaryIO, storage: Callable[[torch.dtype, Hashable, int], Storage] | None = None, size: int = 0
+    ) -> None:
+        super().__init__(file, encoding='utf-8')
+        self._storage = storage
+        self._budget = 4 * size + 2**16
+
+    def _spend(self, args: Any) -> None:
+        _expect(type(args) in (tuple, dict), 'a call without arguments')
+        self._budget -= sum(len(x) for x in args if type(x) in (str, bytes, tuple, list, dict, OrderedDict))
+        _expect(self._budget >= 0, 'the same data copied many times')
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Look a name up; nothing is imported."""
+        if self.proto < 3:  # Python 2's names, as pickle translates them
+            module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
+            module = _compat_pickle.IMPORT_MAPPING.get(module, module)
+        full = f'{module}.{name}'
+        known = full.replace('numpy._core.', 'numpy.core.')
+        if known in _CALLS:
+            return _Name(known)
+        if known not in _VALUES:
+            raise RefusedPickle(full)
+        return _VALUES[known]
+
+    def persistent_load(self, pid: Any) -> Storage:
+        """How torch refers to a tensor's bytes."""
+        kind, dtype, key, _location, numel, *view = pid
+        if kind != 'storage' or self._storage is None or any(view):
+            raise RefusedPickle(f'a {str(kind)[:20]} beside the tensors')
+        _expect(isinstance(dtype, torch.dtype) and isinstance(key, str | int), 'a storage without a name')
+        _expect(type(numel) is int and numel >= 0, 'a storage without a size')
+        return self._storage(dtype, key, numel)
+
+    def load_reduce(self) -> None:
+        """Call a function of this file."""
+        args = self.stack.pop()
+        name = self.stack.pop()
+        if not isinstance(name, _Name):
+            raise RefusedPickle(getattr(name, '__qualname__', type(name).__name__))
+        self._spend(args)
+        self.append(_CALLS[name.full](*args))
+
+    def load_newobj(self) -> None:
+        """Of the classes, HistoryBuffer alone is made so."""
+        args = self.stack.pop()
+        kind = self.stack.pop()
+        if kind is not HistoryBuffer or args != ():
+            raise RefusedPickle(getattr(kind, '__qualname__', type(kind).__name__))
+        self.append(HistoryBuffer.__new__(HistoryBuffer))
+
+    def load_build(self) -> None:
+        """Set the state of the four types that have one."""
+        state = self.stack.pop()
+        self._spend(state)
+        target = self.stack[-1]
+        for kind, build in (
+            (OrderedDict, _set_metadata),
+            (HistoryBuffer, _set_history),
+            (np.ndarray, _set_array),
+            (np.dtype, _set_dtype),
+        ):
+            if isinstance(target, kind):
+                return build(target, state)
+        raise RefusedPickle(f'{type(target).__name__}.__setstate__')
+
+    def load_append(self) -> None:
+        """To a list only."""
+        item = self.stack.pop()
+        self._extend([item])
+
+    def load_appends(self) -> None:
+        """To a list only."""
+        self._extend(self.pop_mark())
+
+    def _extend(self, items: list) -> None:
+        _expect(type(self.stack[-1]) is list, f'items of a {type(self.stack[-1]).__name__}')
+        self.stack[-1].extend(items)
+
+    def load_setitem(self) -> None:
+        """In a dict only."""
+        value = self.stack.pop()
+        self._update([self.stack.pop(), value])
+
+    def load_setitems(self) -> None:
+        """In a dict only."""
+        self._update(self.pop_mark())
+
+    def _update(self, items: list) -> None:
+        target = self.stack[-1]
+        _expect(type(target) in (dict, OrderedDict, defaultdict), f'keys of a {type(target).__name__}')
+        _keys_are_plain(*items[::2])
+        target.update(zip(items[::2], items[1::2], strict=True))
+
+    for _code, _load in (
+        (pickle.REDUCE, load_reduce),
+        (pickle.NEWOBJ, load_newobj),
+        (pickle.BUILD, load_build),
+        (pickle.APPEND, load_append),
+        (pickle.APPENDS, load_appends),
+        (pickle.SETITEM, load_setitem),
+        (pickle.SETITEMS, load_setitems),
+    ):
+        dispatch[_code[0]] = _load
+    del _code, _load
+
+    def load(self) -> Any:
+        """The object; an instruction that is not read is named as such."""
+        try:
+            return super().load()
+        except KeyError as error:
+            raise ValueError(f'an instruction or a reference that is unknown: {error}') from error

@@ -1,0 +1,323 @@
+"""At every moment of saving, last_checkpoint names a whole checkpoint; the order and the files, step by step."""
+
+import errno
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from mmsokd import checkpoint as reading
+from mmsokd.checkpoint import load_checkpoint, write_atomically
+from mmsokd.export import save_atomically
+from mmsokd.hooks import GuardHook
+from mmsokd.hooks.checkpoint import AtomicCheckpointHook, make_saves_atomic
+from tests.builders_checkpoint import runner
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def atomic(work_dir, **kwargs):
+    run = runner(work_dir, **kwargs)
+    make_saves_atomic(run)
+    return run
+
+
+def names(folder):
+    return sorted(path.name for path in Path(folder).iterdir() if path.suffix in ('.pth', '.part'))
+
+
+class Killed(BaseException):
+    """What stands for SIGKILL: nothing after it runs."""
+
+
+def test_write_is_whole_or_not_at_all(tmp_path):
+    target = tmp_path / 'a'
+    target.write_bytes(b'old')
+    with write_atomically(target) as file:
+        file.write(b'new')
+        file.flush()
+        assert target.read_bytes() == b'old'
+    assert target.read_bytes() == b'new'
+    assert [path.name for path in tmp_path.iterdir()] == ['a']
+
+
+def test_write_reaches_the_disk_before_the_name(tmp_path, monkeypatch):
+    calls = []
+    for name in ('fsync', 'replace'):
+        own = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, name=name, own=own: (calls.append(name), own(*args))[1])
+    with write_atomically(tmp_path / 'a') as file:
+        file.write(b'new')
+    assert calls == ['fsync', 'replace', 'fsync']
+
+
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch, number):
+    target = tmp_path / 'student.pth'
+    save_atomically(dict(state_dict={}, meta={}), target)
+    old = target.read_bytes()
+
+    def fail(_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, 'fsync', fail)
+    with pytest.raises(
+        OSError, match=rf'student\.pth: not written, the file of this name is left.*{os.strerror(number)}'
+    ):
+        save_atomically(dict(state_dict={}), target)
+    assert target.read_bytes() == old
+    assert names(tmp_path) == ['student.pth']
+
+
+@contextmanager
+def largest_file(size):
+    """Writing meets this limit as it meets a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_full_disk_for_a_student(tmp_path):
+    target = tmp_path / 'student.pth'
+    save_atomically(dict(a=torch.zeros(100)), target)
+    with largest_file(10_000), pytest.raises(OSError, match=r'student\.pth: not written, .*File too large'):
+        save_atomically(dict(a=torch.ones(100_000)), target)
+    assert names(tmp_path) == ['student.pth']
+    assert load_checkpoint(target)['a'].sum() == 0
+
+
+def test_full_disk_in_a_training(tmp_path):
+    run = atomic(tmp_path, epochs=1)
+    run.train()
+    before = (tmp_path / 'epoch_1.pth').read_bytes()
+    run = atomic(tmp_path, epochs=3, resume=True)
+    with largest_file(len(before) // 2), pytest.raises(OSError, match=r'epoch_2\.pth: not written, .*File too large'):
+        run.train()
+    assert names(tmp_path) == ['epoch_1.pth']
+    assert find_latest_checkpoint(str(tmp_path)) == str(tmp_path / 'epoch_1.pth')
+    assert (tmp_path / 'epoch_1.pth').read_bytes() == before
+    run = atomic(tmp_path, epochs=3, resume=True)
+    run.train()
+    assert names(tmp_path) == ['epoch_3.pth']
+
+
+def states(monkeypatch):
+    """Every file operation of saving, each followed by what a kill would leave: (what, files, last_checkpoint)."""
+    seen = []
+
+    def look(what):
+        (folder,) = look.folder
+        last = find_latest_checkpoint(str(folder))
+        seen.append((what, names(folder), Path(last).name if last else last))
+        if last:  # whole, and no older than the epoch before
+            assert load_checkpoint(last)['meta']['epoch'] >= look.epoch - 1, seen[-1]
+
+    for name in ('fsync', 'replace', 'remove', 'unlink'):
+        own = getattr(os, name)
+
+        def watched(*args, name=name, own=own, **kwargs):
+            result = own(*args, **kwargs)
+            if str(args[0]).endswith(('.pth', '.part')):
+                look(name)
+            return result
+
+        monkeypatch.setattr(os, name, watched)
+    return look, seen
+
+
+def test_a_kill_at_any_step_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
+    """max_keep_ckpts=1, as where MMEngine removes the only checkpoint first."""
+    look, seen = states(monkeypatch)
+    look.folder, look.epoch = [tmp_path], 0
+    run = atomic(tmp_path, epochs=3)
+
+    class Epochs(CheckpointHook):
+        priority = 'HIGHEST'
+
+        def after_train_epoch(self, runner):
+            look.epoch = runner.epoch + 1
+
+    run.register_hook(Epochs(interval=-1))
+    run.train()
+    assert ('replace', ['epoch_1.pth', 'epoch_2.pth'], 'epoch_1.pth') in seen
+    assert ('remove', ['epoch_2.pth'], 'epoch_2.pth') in seen
+    assert names(tmp_path) == ['epoch_3.pth']
+
+
+def test_mmengine_alone_would_leave_none(tmp_path, monkeypatch):
+    """What the hook is for: if this fails, MMEngine has learnt it."""
+    run = runner(tmp_path, epochs=2)
+    left = []
+    own = os.remove
+    monkeypatch.setattr(os, 'remove', lambda path: (own(path), left.append(names(tmp_path))))
+    run.train()
+    assert left == [[]]
+
+
+@pytest.mark.parametrize('keep', [1, 2, 3, -1])
+def test_files_are_those_that_mmengine_keeps(tmp_path, keep):
+    found = []
+    for make in (runner, atomic):
+        work = tmp_path / make.__name__
+        hook = dict(type='CheckpointHook', interval=1, max_keep_ckpts=keep, save_best='acc', rule='greater')
+        scores = [0.1, 0.3, 0.2, 0.4]
+        run = make(work, epochs=4, scores=scores, default_hooks=dict(checkpoint=hook))
+        run.train()
+        last = torch.load(find_latest_checkpoint(str(work)), weights_only=False)
+        info = last['message_hub']['runtime_info']
+        found.append([names(work), Path(info['best_ckpt']).name, Path(info['last_ckpt']).name, info['best_score']])
+    assert found[0] == found[1]
+    assert 'best_acc_epoch_4.pth' in found[0][0]
+
+
+def test_best_is_written_before_the_former_goes(tmp_path, monkeypatch):
+    look, seen = states(monkeypatch)
+    look.folder, look.epoch = [tmp_path], 0
+    hook = dict(type='CheckpointHook', interval=1, max_keep_ckpts=1, save_best='acc', rule='greater')
+    atomic(tmp_path, epochs=2, scores=[0.1, 0.2], default_hooks=dict(checkpoint=hook)).train()
+    best = [[name for name in files if name.startswith('best') and name.endswith('.pth')] for _, files, _ in seen]
+    first = best.index(['best_acc_epoch_1.pth'])
+    assert all(best[first:])
+    assert ['best_acc_epoch_1.pth', 'best_acc_epoch_2.pth'] in best
+    assert best[-1] == ['best_acc_epoch_2.pth']
+
+
+def test_what_a_kill_left_is_removed_on_resume(tmp_path, monkeypatch):
+    """Killed after writing the second checkpoint, before removing the first."""
+    run = atomic(tmp_path, epochs=4)
+
+    def kill(*_):
+        raise Killed
+
+    monkeypatch.setattr(AtomicCheckpointHook, '_remove', kill)
+    with pytest.raises(Killed):
+        run.train()
+    monkeypatch.undo()
+    assert names(tmp_path) == ['epoch_1.pth', 'epoch_2.pth']
+    atomic(tmp_path, epochs=4, resume=True).train()
+    assert names(tmp_path) == ['epoch_4.pth']
+
+
+def test_own_subclass_and_other_backends_are_left_alone(tmp_path):
+    class Own(CheckpointHook):
+        """A library's."""
+
+    run = runner(tmp_path, default_hooks=dict(checkpoint=Own(interval=1)))
+    make_saves_atomic(run)
+    assert [type(hook) for hook in run.hooks if isinstance(hook, CheckpointHook)] == [Own]
+    run = atomic(
+        tmp_path, default_hooks=dict(checkpoint=dict(type='CheckpointHook', backend_args=dict(backend='local')))
+    )
+    run.train()
+    (hook,) = (hook for hook in run.hooks if isinstance(hook, AtomicCheckpointHook))
+    assert hook.backend_args == dict(backend='local')
+
+
+def test_registered_and_by_guard(tmp_path, monkeypatch):
+    """As a type of a config, and by the hook that mmsokd's configs bring, under any train.py."""
+    run = runner(tmp_path / 'a', default_hooks=dict(checkpoint=dict(type='mmsokd.AtomicCheckpointHook', interval=1)))
+    run.train()
+    assert names(tmp_path / 'a') == ['epoch_1.pth', 'epoch_2.pth']
+    monkeypatch.setattr(reading.CheckpointLoader, '_schemes', reading.CheckpointLoader._schemes.copy())
+    run = runner(tmp_path / 'b')
+    GuardHook().before_run(run)
+    assert [type(hook) for hook in run.hooks if isinstance(hook, CheckpointHook)] == [AtomicCheckpointHook]
+    assert isinstance(run, Runner)
+
+
+class Guard(Hook):
+    """What GuardHook does for a model that is no distiller."""
+
+    priority = 'VERY_HIGH'
+    trust_checkpoint = False
+    before_run = GuardHook.before_run
+
+
+def test_guard_comes_before_resuming_and_saving(tmp_path, monkeypatch):
+    """In the Runner's own order, without our tools."""
+    monkeypatch.setattr(reading.CheckpointLoader, '_schemes', reading.CheckpointLoader._schemes.copy())
+    run = runner(tmp_path)
+    run.register_hook(Guard())
+    run.train()
+    assert names(tmp_path) == ['epoch_2.pth']
+    saved = load_checkpoint(tmp_path / 'epoch_2.pth')
+    saved['meta']['more'] = Path  # the name of a class is enough
+    torch.save(saved, tmp_path / 'epoch_2.pth')
+    run = runner(tmp_path, epochs=3, resume=True)
+    run.register_hook(Guard())
+    with pytest.raises(ValueError, match=r'epoch_2\.pth.*pathlib'):
+        run.train()
+
+
+def test_what_resuming_would_refuse_is_told_with_the_first_checkpoint(tmp_path, monkeypatch):
+    run = atomic(tmp_path)
+    told = []
+    monkeypatch.setattr(run.logger, 'warning', told.append)
+    run.train()
+    assert not told
+    run = atomic(tmp_path / 'odd')
+    run.message_hub.update_info('odd', Path('a'))
+    monkeypatch.setattr(run.logger, 'warning', told.append)
+    run.train()
+    (message,) = told
+    assert 'epoch_1.pth' in message
+    assert 'pathlib' in message
+
+
+SCRIPT = """
+    import sys
+    from mmsokd.hooks.checkpoint import make_saves_atomic
+    from tests.builders_checkpoint import runner
+    run = runner(sys.argv[1], epochs=1000, resume=True, model=dict(type='CheckpointToy', width=100_000))
+    make_saves_atomic(run)
+    print('begins', flush=True)
+    run.train()
+    print('done', flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kills', [int(os.environ.get('MMSOKD_KILLS', 30))])
+def test_killed_at_random_moments(tmp_path, kills):
+    """SIGKILL while it trains and, mostly, saves: it resumes from a whole checkpoint, the last one that was named."""
+    rng = random.Random(0)
+    reached = 0
+    torn = []
+    for _ in range(kills):
+        command = [sys.executable, '-W', 'ignore', '-c', textwrap.dedent(SCRIPT), str(tmp_path)]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        while 'begins' not in (line := process.stdout.readline()):
+            assert line, 'the run did not begin'
+        time.sleep(rng.uniform(0.2, 2.5))
+        process.kill()
+        output = process.communicate()[0]
+        assert 'Traceback' not in output, output[-2000:]
+        torn.append(any(name.endswith('.part') for name in names(tmp_path)))
+        newest = [int(name[6:-4]) for name in names(tmp_path) if name.endswith('.pth')]
+        last = find_latest_checkpoint(str(tmp_path))
+        if last is None:
+            assert len(newest) <= 1  # killed before the first was named
+            continue
+        epoch = load_checkpoint(last)['meta']['epoch']
+        assert max(newest) - 1 <= epoch  # never more than the one being named
+        assert epoch >= reached
+        assert len(newest) <= 2
+        reached = epoch
+    assert reached
+    print(f'{kills} kills, {sum(torn)} of them while a file was written; {reached} epochs reached')
