@@ -71,7 +71,7 @@ def runner(work_dir, epochs=2, scores=None, **kwargs) -> Runner:
         custom_hooks=[dict(type='EMAHook')],
         param_scheduler=[
             dict(type='MultiStepLR', milestones=[1, 3]),
-            dict(type='OneCycleLR', total_steps=100, eta_max=0.1, by_epoch=False),
+            dict(type='OneCycleLR', total_steps=100_000, eta_max=0.1, by_epoch=False),
         ],
         randomness=dict(seed=0),
         log_level='ERROR',
