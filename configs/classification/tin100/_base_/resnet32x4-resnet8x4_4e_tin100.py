@@ -9,7 +9,7 @@ model = dict(
     _delete_=True,
     type='mmsokd.Distiller',
     student=_base_.model,
-    teacher=dict(cfg='{{ fileDirname }}/../resnet32x4_6e_tin100.py', checkpoint='tin100_teacher.pth'),
+    teacher=dict(cfg='{{ fileDirname }}/../resnet32x4_12e_tin100.py', checkpoint='tin100_teacher.pth'),
     probe_size=32,
 )
 custom_hooks = [
