@@ -108,10 +108,13 @@ def test_fitnet_as_in_the_benchmark(path):
     assert term.weight(Clock()) == 100
     (adapter,) = term.adapter
     ((ours, theirs),) = term.specs
-    assert (adapter.conv.conv.kernel_size, adapter.conv.conv.out_channels) == ((1, 1), theirs.channels)
-    assert isinstance(adapter.conv.norm, nn.BatchNorm2d)
-    assert isinstance(adapter.conv.activate, nn.ReLU)
-    assert isinstance(adapter.pre, nn.Identity if ours.size == theirs.size else nn.ConvTranspose2d)
+    conv, norm, act = adapter.conv.children()
+    doubled = ours.size != theirs.size  # by ConvTranspose2d(kernel_size=4, stride=2, padding=1)
+    assert isinstance(conv, nn.ConvTranspose2d if doubled else nn.Conv2d)
+    assert (conv.kernel_size[0], conv.stride[0], conv.padding[0]) == ((4, 2, 1) if doubled else (1, 1, 0))
+    assert conv.out_channels == theirs.channels
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert isinstance(act, nn.ReLU)
     assert step(model)['distill.loss_hint'] > 0
 
 

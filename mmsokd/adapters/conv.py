@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from mmcv.cnn import ConvModule
+from mmcv.cnn import ConvModule, build_activation_layer, build_norm_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -43,13 +43,21 @@ class _Adapter(BaseModule):
 
 
 def _resizing_conv(owner: str, in_channels: int, out_channels: int, ratio: float) -> nn.Module:
-    """One conv that scales a map by ``ratio``, as the CIFAR benchmarks' regressors do."""
+    """One conv that scales a map by ``ratio``, for 2 and 1/2 the CIFAR benchmarks' (RepDistiller's ``ConvReg``)."""
     factor = _factor(owner, ratio)
     if factor == 1:
         return nn.Conv2d(in_channels, out_channels, 1)
     if ratio < 1:
         return nn.Conv2d(in_channels, out_channels, 2 * factor - 1, stride=factor, padding=factor - 1)
-    return nn.ConvTranspose2d(in_channels, out_channels, factor, stride=factor)
+    even = 1 - factor % 2  # an odd kernel cannot lie evenly about an even number of cells
+    kernel = 2 * factor - 1 + even
+    return nn.ConvTranspose2d(in_channels, out_channels, kernel, stride=factor, padding=(kernel - factor) // 2)
+
+
+def _norm_and_act(channels: int, norm_cfg: Mapping | None, act_cfg: Mapping | None) -> list[nn.Module]:
+    """What a ConvModule has behind its conv."""
+    norm = [build_norm_layer(norm_cfg, channels)[1]] if norm_cfg is not None else []
+    return norm + ([build_activation_layer(act_cfg)] if act_cfg is not None else [])
 
 
 def _factor(owner: str, ratio: float) -> int:
@@ -93,7 +101,7 @@ class ConvAdapter(_Adapter):
 
     Args:
         in_channels, out_channels: the student's and the teacher's; the distiller fills them in.
-        kernel_size: of the convolution; odd.
+        kernel_size: of the convolution; odd. Beside ``resize='conv'`` none is given.
         resize: how a map of another size is brought to the teacher's: None (refused), an interpolation mode, or
             ``'conv'``, a strided or transposed convolution by the integer factor of ``stride_ratio``.
         stride_ratio: the teacher's side over the student's; the distiller fills it in for ``'conv'``.
@@ -122,17 +130,24 @@ class ConvAdapter(_Adapter):
                 f'ConvAdapter.kernel_size: expected an odd number, which keeps the size, found {kernel_size}'
             )
         check_norm('ConvAdapter.norm_cfg', norm_cfg, out_channels)
-        width = out_channels if resize == 'conv' else in_channels
-        self.pre = nn.Identity()
         if resize == 'conv':
-            self.pre = _resizing_conv('ConvAdapter', in_channels, width, stride_ratio)
-        self.conv = ConvModule(
-            width, out_channels, kernel_size, padding=kernel_size // 2, norm_cfg=norm_cfg, act_cfg=act_cfg
-        )
+            if kernel_size != 1:
+                raise ValueError(
+                    "ConvAdapter.kernel_size: expected none beside resize='conv', whose kernel follows from the "
+                    f'strides, found {kernel_size}'
+                )
+            conv = _resizing_conv('ConvAdapter', in_channels, out_channels, stride_ratio)
+            self.conv = nn.Sequential(conv, *_norm_and_act(out_channels, norm_cfg, act_cfg))
+        else:
+            self.conv = ConvModule(
+                in_channels, out_channels, kernel_size, padding=kernel_size // 2, norm_cfg=norm_cfg, act_cfg=act_cfg
+            )
 
     def forward(self, feat: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """(N, C_s, H, W) -> (N, C_t, H_t, W_t); without ``size`` the map keeps its own."""
-        return self.conv(self._fit(self.pre(feat), size))
+        if self.resize == 'conv':
+            return self._fit(self.conv(feat), size)
+        return self.conv(self._fit(feat, size))
 
 
 @MODELS.register_module()
@@ -172,10 +187,8 @@ class SoKDAdapter(_Adapter):
         options = dict(norm_cfg=norm_cfg, act_cfg=dict(type='ReLU'))
         last = dict(norm_cfg=None, act_cfg=None) if signed else options
         if resize == 'conv':
-            self.match = nn.Sequential(
-                _resizing_conv('SoKDAdapter', in_channels, width, stride_ratio),
-                ConvModule(width, width, 1, **options),
-            )
+            conv = _resizing_conv('SoKDAdapter', in_channels, width, stride_ratio)
+            self.match = nn.Sequential(conv, *_norm_and_act(width, **options))
         else:
             self.match = ConvModule(in_channels, width, 1, **options)
         self.convs = nn.Sequential(

@@ -64,12 +64,13 @@ class Fit(NamedTuple):
         """
         cfg = self.cfg
         default = self.own or default
-        if cfg == INFERRED and default is not None and _is_pyramid(MODELS.get(default)):
+        if cfg == INFERRED and default is not None and is_pyramid(MODELS.get(default)):
             cfg = dict(type=default)
         if cfg not in (None, INFERRED):
             cls = part_class(self.adapter_key, cfg, 'adapters')
             self._check_kind(cls)
-            if _is_pyramid(cls):
+            if is_pyramid(cls):
+                self._check_order()
                 students, teachers = zip(*self.specs, strict=True)
                 widths = [s.channels for s in students], [t.channels for t in teachers]
                 return build_part(self.adapter_key, cfg, 'adapters', in_channels=widths[0], out_channels=widths[1])
@@ -120,9 +121,22 @@ class Fit(NamedTuple):
     def _plain(self) -> str:
         return 'ConvAdapter' if self._are_maps else 'LinearAdapter'
 
+    def _check_order(self) -> None:
+        """An adapter that fuses levels goes from the deepest to the finest."""
+        strides = [s.stride for s, _ in self.specs]
+        if strides != sorted(strides):
+            raise ValueError(
+                f'{self.key}: expected the levels from fine to coarse, found strides {strides} at {self.where}'
+            )
+
     def _check_kind(self, cls: type) -> None:
         """An adapter that resizes, or fuses levels, is made for maps, a linear one for anything else."""
-        on_maps = 'resize' in inspect.signature(cls).parameters or _is_pyramid(cls)
+        if self.on_logits and not getattr(cls, 'keeps_channels', False):
+            raise ValueError(
+                f"{self.adapter_key}: expected none, or dict(type='mmsokd.ResizeAdapter'), for logits, whose channels "
+                f'have a meaning, found {cls.__name__}'
+            )
+        on_maps = 'resize' in inspect.signature(cls).parameters or is_pyramid(cls)
         if issubclass(cls, LinearAdapter) if self._are_maps else on_maps:
             found = ', '.join(f'{shape_text(s)} and {shape_text(t)}' for s, t in self.specs)
             raise ValueError(
@@ -152,6 +166,9 @@ def are_maps(specs: Sequence[tuple[FeatureSpec, FeatureSpec]]) -> bool:
     return all(len(s.size) == len(t.size) == 2 for s, t in specs)
 
 
+RANKS = {2: 'vectors (N, C)', 3: 'tokens (N, L, C)', 4: 'maps (N, C, H, W)'}
+
+
 def shape_text(spec: FeatureSpec) -> str:
     """What a dry run saw, for messages."""
     kind = ('vectors', 'tokens', 'a map')[len(spec.size)]
@@ -163,6 +180,6 @@ def keeps_channels(adapter: nn.Module) -> bool:
     return isinstance(adapter, nn.Identity) or getattr(adapter, 'keeps_channels', False)
 
 
-def _is_pyramid(cls: type) -> bool:
+def is_pyramid(cls: type) -> bool:
     """Whether an adapter takes all levels at once."""
     return getattr(cls, 'pyramid', False)

@@ -147,6 +147,8 @@ class Distiller(BaseModel):
             )
         if self.refine is not None:
             self.refine.connect(self.terms, probes)
+        if self.areas is not None and self._at is not None and self.keep_host and self.areas.is_idle(self.terms):
+            self.areas = None
         if self.areas is not None:
             self.areas.connect(self.terms, self.keep_host)
 

@@ -33,7 +33,7 @@ class Regressor(Term):
         ValueError: ``neck.teacher`` is none of them, or missing beside several.
     """
 
-    maps_only = True
+    ranks = (4,)
     resize_by = "resize='bilinear'"
 
     def __init__(self, neck: FeatureAugmentationNeck, teachers: Sequence[str]) -> None:
@@ -218,6 +218,10 @@ class RefineStep:
         return stats
 
 
+class Default(dict):
+    """A plug-in's config that no user wrote: where there is nothing for it to act on it may be left out."""
+
+
 class Areas(BaseModule):
     """One :class:`~mmsokd.areas.DistinctiveAreaDetector` a feature term.
 
@@ -228,7 +232,12 @@ class Areas(BaseModule):
     def __init__(self, cfg: Mapping) -> None:
         super().__init__()
         self._cfg = cfg
+        self._is_default = isinstance(cfg, Default)
         self.detectors = ModuleDict()
+
+    def is_idle(self, terms: Mapping[str, Term]) -> bool:
+        """Whether no user wrote it, and no term has areas."""
+        return self._is_default and not any(term.wants_areas and term.is_feature for term in terms.values())
 
     def connect(self, terms: Mapping[str, Term], keep_host: bool) -> None:
         """Build the heads for the terms that want areas; without ``keep_host`` the area loss takes their loss's place.

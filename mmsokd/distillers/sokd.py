@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmsokd.distillers.base import Distiller
+from mmsokd.distillers.plugins import Default
 from mmsokd.registry import MODELS
+
+_AREAS = Default(type='mmsokd.DistinctiveAreaDetector')
 
 
 @MODELS.register_module()
@@ -17,7 +20,8 @@ class SoKDDistiller(Distiller):
 
     Args:
         refine: DAFA's config, None to switch it off.
-        areas: DAM's config, None to switch it off.
+        areas: DAM's config, None to switch it off. Without this key it is off too where only logits are compared and
+            ``refine.at`` reaches them: they have no areas.
         kwargs: :class:`Distiller`'s.
     """
 
@@ -25,7 +29,7 @@ class SoKDDistiller(Distiller):
         self,
         *args: Any,
         refine: Mapping | None = dict(type='mmsokd.FeatureAugmentationNeck'),
-        areas: Mapping | None = dict(type='mmsokd.DistinctiveAreaDetector'),
+        areas: Mapping | None = _AREAS,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, refine=refine, areas=areas, **kwargs)

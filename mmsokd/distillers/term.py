@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from mmsokd import losses
 from mmsokd.checks import check_bool, nearest, telling
-from mmsokd.distillers.adapting import INFERRED, Fit, PerLevel, are_maps, keeps_channels, shape_text
+from mmsokd.distillers.adapting import INFERRED, RANKS, Fit, PerLevel, are_maps, is_pyramid, keeps_channels, shape_text
 from mmsokd.distillers.parts import build_part, part_class
 from mmsokd.distillers.schedule import WeightSchedule
+from mmsokd.registry import MODELS
 from mmsokd.taps import FeatureSpec, Tap, as_map, find_module, match_levels, parse_tap, paths_of
 
 _KEYS = ('tap', 'student_tap', 'teacher_tap', 'adapter', 'teacher', 'loss_weight', 'refine', 'areas')
@@ -36,7 +37,7 @@ class Term(BaseModule):
         ValueError, TypeError: a key is missing, doubled or unknown; the message names it.
     """
 
-    maps_only: ClassVar[bool] = False  # whatever the loss does
+    ranks: ClassVar[tuple[int, ...] | None] = None  # whatever the loss takes
 
     def __init__(
         self,
@@ -132,23 +133,36 @@ class Term(BaseModule):
         Raises:
             ValueError: the levels, channels or sizes cannot be brought together.
         """
-        pairs = match_levels(student, teacher)
-        if pairs is None and self._resizes and len(student) == len(teacher):
-            pairs = [(i, i) for i in range(len(student))]
-        if pairs is None:
-            raise ValueError(
-                f'{self.key}: expected each student level to have a teacher level of its stride, found strides '
-                f'{[s.stride for s in student]} at {self.student_tap!r} of the student and '
-                f'{[t.stride for t in teacher]} at {self.teacher_tap!r} of the teacher; tap as many levels on both '
-                f'sides and give {self.resize_by}, or write one term a level'
-            )
-        self.pairs = pairs
-        self.specs = [(student[i], teacher[j]) for i, j in pairs]
+        self.pairs = self._match(student, teacher)
+        self.specs = [(student[i], teacher[j]) for i, j in self.pairs]
         self.equal_channels = (equal_channels and self.is_feature) or self._asks('same_channels')
         self._check_ranks()
         self.adapter = self._fit.build(default_adapter)
-        adapters = self.adapter if isinstance(self.adapter, PerLevel) else [self.adapter] * len(pairs)
+        adapters = self.adapter if isinstance(self.adapter, PerLevel) else [self.adapter] * len(self.pairs)
         self.losses = ModuleList(self._build_loss(s, t, a) for (s, t), a in zip(self.specs, adapters, strict=True))
+
+    def _match(self, student: Sequence[FeatureSpec], teacher: Sequence[FeatureSpec]) -> list[tuple[int, int]]:
+        """Levels of one stride; or one after the other, where strides need not agree."""
+        pairs = match_levels(student, teacher)
+        if pairs is not None:
+            return pairs
+        any_size = self._resizes or self._is_fused or not self._asks('same_size')
+        if any_size and len(student) == len(teacher):
+            return [(i, i) for i in range(len(student))]
+        strides = [s.stride for s in student], [t.stride for t in teacher]
+        both = [stride for stride in strides[0] if stride in strides[1]]
+        if both:
+            mend = f'tap those of strides {both} alone, which both have'
+            first, last = strides[0].index(both[0]), strides[0].index(both[-1])
+            if str(self.student_tap)[-1] not in '])' and both == strides[0][first : last + 1]:
+                mend += f" (student_tap='{self.student_tap}[{first or ''}:{last + 1}]')"
+        else:
+            mend = f'tap as many levels on both sides and give {self.resize_by}'
+        raise ValueError(
+            f'{self.key}: expected each student level to have a teacher level of its stride, found strides '
+            f'{strides[0]} at {self.student_tap!r} of the student and {strides[1]} at {self.teacher_tap!r} of the '
+            f'teacher; {mend}, or write one term a level'
+        )
 
     def _asks(self, what: str) -> Any:
         """A class attribute of the loss, which need not know of :class:`~mmsokd.losses.TermLoss`."""
@@ -165,18 +179,30 @@ class Term(BaseModule):
         return isinstance(self.adapter_cfg, Mapping) and self.adapter_cfg.get('resize') is not None
 
     @property
+    def _is_fused(self) -> bool:
+        """Whether one adapter takes all levels at once, and gives each in its teacher's size."""
+        cfg = self.adapter_cfg
+        if cfg == INFERRED:
+            name = self._asks('default_adapter')
+            return name is not None and is_pyramid(MODELS.get(name))
+        return cfg is not None and is_pyramid(part_class(self._key_of('adapter'), cfg, 'adapters'))
+
+    @property
     def _where(self) -> str:
         return f'{self.student_tap!r} of the student and {self.teacher_tap!r} of the teacher'
 
     def _check_ranks(self) -> None:
-        """Maps with maps, vectors with vectors; maps alone where the loss needs them."""
-        wants_maps = self.maps_only or self._asks('maps_only')
+        """Maps with maps, vectors with vectors; and what the loss takes."""
+        ranks = self.ranks or self._asks('ranks')
         wants_alike = self.equal_channels or self._asks('same_size') or self._resizes
         for s, t in self.specs:
-            if (wants_maps and not are_maps([(s, t)])) or (wants_alike and len(s.size) != len(t.size)):
-                expected = 'maps (N, C, H, W)' if wants_maps else 'two maps, or two vectors or rows of tokens'
+            found = len(s.size) + 2, len(t.size) + 2
+            if not set(found) <= set(ranks) or (wants_alike and found[0] != found[1]):
+                expected = ' or '.join(RANKS[rank] for rank in ranks)
+                alike = ', of one kind' if wants_alike and len(ranks) > 1 else ''
                 raise ValueError(
-                    f'{self.key}: expected {expected}, found {shape_text(s)} and {shape_text(t)} at {self._where}; tap '
+                    f'{self.key}: expected {expected}{alike}, found {shape_text(s)} and {shape_text(t)} at '
+                    f'{self._where}; tap '
                     'a layer that gives a map, such as a stage of the backbone before its pooling, or, for a '
                     "transformer, a layer of the backbone whose tokens 'probe_size' divides into a grid"
                 )

@@ -3,10 +3,10 @@
 from mmsokd.losses.at import ATLoss, at_loss
 from mmsokd.losses.base import TermLoss, in_fp32
 from mmsokd.losses.crd import CRDLoss, nce_loss
-from mmsokd.losses.cwd import CWDLoss, cwd_loss
+from mmsokd.losses.cwd import CWDLogitsLoss, CWDLoss, cwd_loss
 from mmsokd.losses.dist import DISTLoss, dist_loss
 from mmsokd.losses.dkd import DKDLoss, dkd_loss
-from mmsokd.losses.fgd import FGDLoss, fgd_focal_loss
+from mmsokd.losses.fgd import FGDLoss, fgd_focal_loss, fgd_loss
 from mmsokd.losses.fitnet import FitNetLoss, fitnet_loss
 from mmsokd.losses.kd import KDLoss, kd_loss
 from mmsokd.losses.ld import LDLoss, ld_loss
@@ -20,6 +20,7 @@ from mmsokd.losses.vid import VIDLoss, vid_loss
 __all__ = [
     'ATLoss',
     'CRDLoss',
+    'CWDLogitsLoss',
     'CWDLoss',
     'DISTLoss',
     'DKDLoss',
@@ -39,6 +40,7 @@ __all__ = [
     'dist_loss',
     'dkd_loss',
     'fgd_focal_loss',
+    'fgd_loss',
     'fitnet_loss',
     'hcl_loss',
     'in_fp32',

@@ -57,7 +57,7 @@ class ATLoss(TermLoss):
         ValueError: ``p`` is no number, or below 1.
     """
 
-    maps_only = True
+    ranks = (4,)
     per_position = True
 
     def __init__(self, p: float = 2.0) -> None:

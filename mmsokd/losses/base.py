@@ -36,7 +36,7 @@ class TermLoss(nn.Module):
     Attributes:
         same_channels: both sides need equal channels; a 1x1 adapter is inferred where they differ.
         same_size: both sides need maps of one size; SoKD's plug-ins do in any case.
-        maps_only: compares maps (N, C, H, W) and refuses vectors (N, C).
+        ranks: dimensions of what it compares: 2 for vectors (N, C), 3 for tokens (N, L, C), 4 for maps (N, C, H, W).
         per_position: ``forward`` takes ``weight=`` (N, 1, H, W), SoKD's areas, as weights of the positions.
         on_logits: compares logits (N, K) or dense logits (N, K, H, W): no adapter is inferred, and SoKD's plug-ins
             leave them alone; ``refine=dict(at=...)`` reaches them through the teacher.
@@ -46,7 +46,7 @@ class TermLoss(nn.Module):
 
     same_channels: ClassVar[bool] = False
     same_size: ClassVar[bool] = True
-    maps_only: ClassVar[bool] = False
+    ranks: ClassVar[tuple[int, ...]] = (2, 3, 4)
     per_position: ClassVar[bool] = False
     on_logits: ClassVar[bool] = False
     wants_samples: ClassVar[bool] = False

@@ -65,6 +65,7 @@ class CRDLoss(TermLoss):
     """
 
     same_size = False
+    ranks = (2, 4)
     wants_samples = True
 
     def __init__(

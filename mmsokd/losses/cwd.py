@@ -32,25 +32,22 @@ def cwd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
 
 @MODELS.register_module()
 class CWDLoss(TermLoss):
-    """:func:`cwd_loss` as a term's loss, for features and for dense logits.
+    """:func:`cwd_loss` as a term's loss, for features.
 
-    A feature gets an adapter as any feature term does. Dense logits (``decode_head.conv_seg``,
-    ``bbox_head.retina_cls``) have the classes for channels on both sides: give ``adapter=None`` there, which refuses
-    models of unequal classes. A shape cannot tell the two apart, so in a :class:`~mmsokd.distillers.SoKDDistiller` give
-    ``refine=False, areas=False`` too, which keep the plug-ins off the logits; ``refine=dict(at=...)`` reaches them
-    through the teacher.
+    A feature gets an adapter as any feature term does. A shape cannot tell dense logits from a feature: for
+    ``decode_head.conv_seg`` or ``bbox_head.retina_cls`` take :class:`CWDLogitsLoss`.
 
     SoKD's areas are not used as weights: a distribution over the whole map has no meaning position by position.
 
     Args:
-        tau: temperature > 0. The published code takes ``loss_weight=3`` on logits and 50 on features, with 4.
+        tau: temperature > 0. The published code takes ``loss_weight=50`` on features, with 4.
 
     Raises:
         ValueError: ``tau`` is not positive.
     """
 
     same_channels = True
-    maps_only = True
+    ranks = (4,)
 
     def __init__(self, tau: float = 4.0) -> None:
         super().__init__()
@@ -60,3 +57,17 @@ class CWDLoss(TermLoss):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """See :func:`cwd_loss`."""
         return cwd_loss(student, teacher, self.tau)
+
+
+@MODELS.register_module()
+class CWDLogitsLoss(CWDLoss):
+    """:class:`CWDLoss` on dense logits, whose channels are the classes on both sides.
+
+    They are compared as they are, without an adapter, and SoKD's plug-ins leave them alone; ``refine=dict(at=...)``
+    reaches them through the teacher.
+
+    Args:
+        tau: temperature > 0. The published code takes ``loss_weight=3`` on logits, with 4.
+    """
+
+    on_logits = True

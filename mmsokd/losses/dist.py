@@ -4,7 +4,7 @@ from torch import Tensor
 
 from mmsokd.checks import check_number, check_positive
 from mmsokd.losses.base import TermLoss, in_fp32
-from mmsokd.losses.logits import check_logits
+from mmsokd.losses.logits import check_classes, check_logits
 from mmsokd.losses.standardize import standardize
 from mmsokd.registry import MODELS
 
@@ -59,6 +59,7 @@ class DISTLoss(TermLoss):
     Args:
         beta, gamma: weights of the inter-class and the intra-class part.
         tau: temperature > 0. The authors take 1, 1, 1 on ImageNet, and 2, 2, 4 on CIFAR-100.
+        teacher_channels: K; the distiller fills it in.
 
     Raises:
         ValueError: ``beta`` or ``gamma`` is negative, or ``tau`` not positive.
@@ -66,12 +67,16 @@ class DISTLoss(TermLoss):
 
     same_channels = True
     on_logits = True
+    ranks = (2, 4)
 
-    def __init__(self, beta: float = 1.0, gamma: float = 1.0, tau: float = 1.0) -> None:
+    def __init__(
+        self, beta: float = 1.0, gamma: float = 1.0, tau: float = 1.0, teacher_channels: int | None = None
+    ) -> None:
         super().__init__()
         check_number('DISTLoss.beta', beta)
         check_number('DISTLoss.gamma', gamma)
         check_positive('DISTLoss.tau', tau)
+        check_classes('DISTLoss', teacher_channels)
         self.beta = beta
         self.gamma = gamma
         self.tau = tau

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from mmsokd.checks import check_integer, check_number, check_positive
 from mmsokd.losses.base import TermLoss, in_fp32
-from mmsokd.losses.logits import check_logits, divergence
+from mmsokd.losses.logits import check_classes, check_logits, divergence
 from mmsokd.registry import MODELS
 
 
@@ -69,6 +69,7 @@ class DKDLoss(TermLoss):
             on CIFAR-100, 1 and 0.5 on ImageNet.
         tau: temperature > 0; theirs is 4 on CIFAR-100, 1 on ImageNet.
         ignore_index: value of ``gt_sem_seg`` that is left out.
+        teacher_channels: K; the distiller fills it in.
 
     Raises:
         ValueError: ``alpha`` or ``beta`` is negative, ``tau`` not positive, or ``ignore_index`` no integer.
@@ -76,13 +77,22 @@ class DKDLoss(TermLoss):
 
     same_channels = True
     on_logits = True
+    ranks = (2, 4)
     wants_samples = True
 
-    def __init__(self, alpha: float = 1.0, beta: float = 8.0, tau: float = 4.0, ignore_index: int = 255) -> None:
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        beta: float = 8.0,
+        tau: float = 4.0,
+        ignore_index: int = 255,
+        teacher_channels: int | None = None,
+    ) -> None:
         super().__init__()
         check_number('DKDLoss.alpha', alpha)
         check_number('DKDLoss.beta', beta)
         check_positive('DKDLoss.tau', tau)
+        check_classes('DKDLoss', teacher_channels)
         check_integer('DKDLoss.ignore_index', ignore_index)
         self.alpha = alpha
         self.beta = beta

@@ -109,16 +109,42 @@ class GlobalContext(nn.Module):
         return feat + self.transform(context[..., None])
 
 
-@MODELS.register_module()
-class FGDLoss(TermLoss):
-    r"""FGD (Yang et al., arXiv:2111.11837): :func:`fgd_focal_loss` and the global relation's difference.
+@in_fp32
+def fgd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    masks: tuple[Tensor, Tensor],
+    relations: tuple[nn.Module, nn.Module],
+    lambda_: float,
+    **focal: float,
+) -> Tensor:
+    r"""Focal and global distillation (Yang et al., arXiv:2111.11837, sec. 3.3).
 
     .. math:: L_{focal} + \frac{\lambda}{N} \| R_t(F_t) - R_s(F_s) \|^2
 
-    Each ``R`` is a :class:`GlobalContext` with parameters of its own; both learn. Boxes are read off the batch's data
-    samples, which only detectors have. The map covers the padded batch [ours: the published code scales the boxes by
-    the picture's own size]. A picture without boxes is all background. For 16 pictures of up to 100 boxes on a map of
-    100 x 152 cells the masks need about 0.1 GB for a moment.
+    Args:
+        student, teacher, masks, focal: as :func:`fgd_focal_loss` takes them.
+        relations: ``R_s`` and ``R_t``, each a :class:`GlobalContext`.
+        lambda_: weight of the relation.
+
+    Returns: scalar >= 0.
+
+    Raises:
+        ValueError: the features are no maps of one shape.
+    """
+    local = fgd_focal_loss(student, teacher, masks, **focal)
+    ours, theirs = relations
+    return local + lambda_ * (theirs(teacher) - ours(student)).square().sum() / len(student)
+
+
+@MODELS.register_module()
+class FGDLoss(TermLoss):
+    """:func:`fgd_loss` as a term's loss.
+
+    Each relation is a :class:`GlobalContext` with parameters of its own; both learn. Boxes are read off the batch's
+    data samples, which only detectors have. The map covers the padded batch [ours: the published code scales the boxes
+    by the picture's own size]. A picture without boxes is all background. For 16 pictures of up to 100 boxes on a map
+    of 100 x 152 cells the masks need about 0.1 GB for a moment.
 
     SoKD's areas are not used as weights: FGD sets its own, from the boxes and the attention.
 
@@ -134,7 +160,7 @@ class FGDLoss(TermLoss):
     """
 
     same_channels = True
-    maps_only = True
+    ranks = (4,)
     wants_samples = True
 
     def __init__(
@@ -168,6 +194,5 @@ class FGDLoss(TermLoss):
         """
         with torch.no_grad():
             masks = focal_masks(boxes_in_cells(samples, teacher), teacher.shape[-2:])
-        focal = fgd_focal_loss(student, teacher, masks, **self.focal)
-        difference = self.teacher_relation(teacher) - self.student_relation(student)
-        return focal + self.lambda_ * difference.square().sum() / len(student)
+        relations = self.student_relation, self.teacher_relation
+        return fgd_loss(student, teacher, masks, relations, self.lambda_, **self.focal)

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from mmsokd.checks import check_choice, check_positive
 from mmsokd.losses.base import TermLoss, in_fp32
-from mmsokd.losses.logits import check_logits, divergence
+from mmsokd.losses.logits import check_classes, check_logits, divergence
 from mmsokd.registry import MODELS
 
 
@@ -51,19 +51,24 @@ class KDLoss(TermLoss):
 
     Args:
         tau: temperature > 0.
-        activation: ``'softmax'`` or ``'sigmoid'``.
+        activation: ``'softmax'`` or ``'sigmoid'``. A dense head with a sigmoid for each class, such as
+            ``bbox_head.retina_cls``, wants the latter: a softmax would go over anchors and classes together.
+        teacher_channels: K; the distiller fills it in.
 
     Raises:
-        ValueError: an argument is none of these.
+        ValueError: an argument is none of these, or a softmax has but one channel.
     """
 
     same_channels = True
     on_logits = True
+    ranks = (2, 4)
 
-    def __init__(self, tau: float = 4.0, activation: str = 'softmax') -> None:
+    def __init__(self, tau: float = 4.0, activation: str = 'softmax', teacher_channels: int | None = None) -> None:
         super().__init__()
         check_positive('KDLoss.tau', tau)
         check_choice('KDLoss.activation', activation, ACTIVATIONS)
+        if activation == 'softmax':
+            check_classes("KDLoss.activation='softmax' (for one channel give 'sigmoid')", teacher_channels)
         self.tau = tau
         self.activation = activation
 

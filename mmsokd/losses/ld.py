@@ -77,7 +77,7 @@ class LDLoss(TermLoss):
     """
 
     same_channels = True
-    maps_only = True
+    ranks = (4,)
     on_logits = True
     wants_samples = True
 

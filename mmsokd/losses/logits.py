@@ -12,6 +12,12 @@ def check_logits(student: Tensor, teacher: Tensor) -> None:
         )
 
 
+def check_classes(key: str, channels: int | None) -> None:
+    """Raise ValueError where a softmax would go over a single channel, and the loss be zero."""
+    if channels is not None and channels < 2:
+        raise ValueError(f'{key}: expected at least 2 classes to choose from, found {channels} channel')
+
+
 def divergence(log_teacher: Tensor, log_student: Tensor, dim: int = 1) -> Tensor:
     """``KL(teacher || student)`` over ``dim``, from log-probabilities: (N, K, ...) -> (N, ...)."""
     return (log_teacher.exp() * (log_teacher - log_student)).sum(dim)

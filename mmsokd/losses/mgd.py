@@ -66,7 +66,7 @@ class MGDLoss(TermLoss):
     """
 
     same_channels = True
-    maps_only = True
+    ranks = (4,)
     per_position = True
 
     def __init__(self, teacher_channels: int, lambda_mgd: float = 0.65) -> None:

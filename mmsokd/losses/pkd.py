@@ -40,7 +40,7 @@ class PKDLoss(TermLoss):
     """:func:`pkd_loss` as a term's loss."""
 
     same_channels = True
-    maps_only = True
+    ranks = (4,)
     per_position = True
 
     def forward(self, student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -63,7 +63,7 @@ class ReviewKDLoss(TermLoss):
     """
 
     same_channels = True
-    maps_only = True
+    ranks = (4,)
     per_position = True
     default_adapter = 'mmsokd.ReviewKDAdapter'
 

@@ -64,6 +64,7 @@ class RKDLoss(TermLoss):
     """
 
     same_size = False
+    ranks = (2, 4)
 
     def __init__(self, distance_weight: float = 25.0, angle_weight: float = 50.0) -> None:
         super().__init__()

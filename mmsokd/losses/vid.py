@@ -55,7 +55,7 @@ class VIDLoss(TermLoss):
     """
 
     same_channels = True
-    maps_only = True
+    ranks = (4,)
     per_position = True
     default_adapter = 'mmsokd.ConvAdapter'
 

@@ -186,6 +186,10 @@ def test_steps_with_sokd_on_the_neck_and_a_hint_in_the_head(name):
     assert total.isfinite()
     forgotten = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not forgotten
+    before = [p.clone() for p in model.student.parameters()]
+    torch.optim.SGD(model.parameters(), lr=1e-3).step()
+    assert any(not torch.equal(p, old) for p, old in zip(model.student.parameters(), before, strict=True))
+    assert all(p.isfinite().all() for p in model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -211,6 +215,13 @@ def test_a_convolution_is_not_for_queries():
         build(detr, 'Distiller', dict(loss_a=dict(term, adapter=None)))
 
 
+@pytest.mark.parametrize('loss', ['KDLoss', 'RKDLoss'])
+def test_a_loss_of_pictures_takes_no_queries(loss):
+    term = dict(type=f'mmsokd.{loss}', tap='decoder.layers.1')
+    with pytest.raises(ValueError, match=r'loss_a: expected vectors \(N, C\) or maps .*, found tokens of 16 channels'):
+        build(detr, 'Distiller', dict(loss_a=term))
+
+
 def test_the_denoising_queries_are_not_compared():
     model = build(dino, 'Distiller', dict(loss_a=dict(NECK, tap='decoder.layers.1')))
     data = model.data_preprocessor(raw_batch(size=128), True)
@@ -227,5 +238,7 @@ def test_a_map_is_not_compared_with_queries():
     adapter = dict(type='mmsokd.ConvAdapter', resize='bilinear')
     term = dict(NECK, tap='decoder.layers.1', adapter=adapter)
     del term['tap']
-    with pytest.raises(ValueError, match=r'loss_a: expected two maps, .*found a map of 16 .* tokens of 24 .*\(20,\)'):
+    with pytest.raises(
+        ValueError, match=r'loss_a: expected .*of one kind, found a map of 16 .* tokens of 24 .*\(20,\)'
+    ):
         build(detr, 'Distiller', dict(loss_a=dict(term, student_tap='neck', teacher_tap='decoder.layers.1')))

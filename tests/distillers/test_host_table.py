@@ -63,6 +63,7 @@ TASKS = {
             'RKD': dict(tap='backbone.layer4'),
             'SP': dict(tap='backbone.layer4', loss_weight=3000.0),
             'KD': dict(tap='decode_head.conv_seg', loss_weight=20.0),
+            'CWDLogits': dict(tap='decode_head.conv_seg'),
             'DKD': dict(tap='decode_head.conv_seg', loss_weight=5.0),
             'DIST': dict(tap='decode_head.conv_seg', loss_weight=5.0),
         },
@@ -84,6 +85,7 @@ TASKS = {
             'RKD': dict(tap='backbone.layer4'),
             'SP': dict(tap='backbone.layer4', loss_weight=3000.0),
             'KD': dict(tap='bbox_head.retina_cls', activation='sigmoid', tau=1.0, loss_weight=10.0),
+            'CWDLogits': dict(tap='bbox_head.retina_cls'),
             'LD': dict(tap='bbox_head[1]'),
         },
     ),
@@ -102,7 +104,7 @@ def distiller(kind: str, task: str, host: str):
         teacher=teacher,
         terms=dict(loss_host=dict(type=f'mmsokd.{host}Loss', **row.hosts[host])),
         probe_size=64,
-        **(dict(refine=dict(type='mmsokd.FeatureAugmentationNeck', at=row.at), areas=None) if in_place else {}),
+        **(dict(refine=dict(type='mmsokd.FeatureAugmentationNeck', at=row.at)) if in_place else {}),
     )
     builders.make_it_speak(model.teacher, row.batch())
     return model.train()

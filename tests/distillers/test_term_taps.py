@@ -1,5 +1,6 @@
 """What a term may tap: one path or several; maps, vectors and tokens; and what it says where the two sides differ."""
 
+import functools
 import re
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from mmsokd.losses import TermLoss
-from tests.builders import classifier, distiller, losses_of, raw_cls_batch, retinanet
+from tests.builders import classifier, distiller, losses_of, raw_cls_batch, retinanet, segmentor
 
 FITNET = dict(type='mmsokd.FitNetLoss')
 STAGES = [f'backbone.layer{i}' for i in (1, 2, 3, 4)]
@@ -103,7 +104,7 @@ def test_vectors_of_unequal_width():
                 teacher_tap='neck',
                 adapter=dict(type='mmsokd.ConvAdapter', resize='bilinear'),
             ),
-            r'loss_a: expected two maps, .*found a map of 64 channels and size \(2, 2\) and vectors of 96 channels',
+            r'loss_a: expected .*of one kind, found a map of 64 channels and size \(2, 2\) and vectors of 96',
         ),
         (dict(tap='neck', type='mmsokd.ReviewKDLoss'), r'terms\.loss_a.*vectors'),
     ],
@@ -119,7 +120,7 @@ def test_a_loss_that_looks_at_pictures_may_compare_a_map_with_vectors():
 
 
 class MapsAlone(TermLoss):
-    maps_only = True
+    ranks = (4,)
 
     def forward(self, student, teacher):
         return (student.mean((2, 3)) - teacher.mean((2, 3))).square().mean()
@@ -144,3 +145,69 @@ def test_levels_of_other_strides_pair_by_order_where_a_resize_is_given():
     assert '][' not in str(caught.value)
     with pytest.raises(ValueError, match=r'found strides \[8, 16, 32, 64\] .* and \[8, 16, 32\]'):
         distiller(student=retinanet(16, levels=4), terms=dict(loss_a=dict(FITNET, tap='neck', adapter=adapter)))
+    with pytest.raises(ValueError, match=r"strides \[8, 16, 32\] alone, .*\(student_tap='neck\[:3\]'\)"):
+        distiller(student=retinanet(16, levels=4), terms=dict(loss_a=dict(FITNET, tap='neck')))
+
+
+SHIFTED = dict(student_tap=STAGES[:3], teacher_tap=STAGES[1:])
+
+
+@pytest.mark.parametrize('kind', ['Distiller', 'SoKDDistiller'])
+def test_fused_levels_may_have_other_strides(kind):
+    """As ReviewKD's ResNet-32x4 and ShuffleNet have: its adapter brings each level to its teacher's size."""
+    model = classifiers(kind, type='mmsokd.ReviewKDLoss', **SHIFTED)
+    assert [(s.stride, t.stride) for s, t in model.terms['loss_a'].specs] == [(4, 8), (8, 16), (16, 32)]
+    assert losses_of(model, raw_cls_batch(n=4))['distill.loss_a'] > 0
+
+
+def test_a_loss_that_looks_at_pictures_takes_levels_of_any_strides():
+    model = classifiers(type='mmsokd.SPLoss', **SHIFTED)
+    assert [(s.stride, t.stride) for s, t in model.terms['loss_a'].specs] == [(4, 8), (8, 16), (16, 32)]
+    assert losses_of(model, raw_cls_batch(n=4))['distill.loss_a'] > 0
+    with pytest.raises(ValueError, match='loss_a: expected equal sizes'):
+        classifiers('SoKDDistiller', type='mmsokd.SPLoss', **SHIFTED)  # its plug-ins compare cell by cell
+
+
+def test_levels_are_fused_from_the_deepest():
+    with pytest.raises(ValueError, match=r'loss_a: expected the levels from fine to coarse, found strides \[16, 8\]'):
+        classifiers(type='mmsokd.ReviewKDLoss', tap=['backbone.layer3', 'backbone.layer2'])
+
+
+@pytest.mark.parametrize('kind', ['KD', 'DKD', 'DIST'])
+def test_a_softmax_wants_two_classes(kind):
+    models = dict(student=segmentor(8), teacher=segmentor(12))
+    for model in models.values():
+        model['decode_head'] = dict(model['decode_head'], num_classes=2, out_channels=1, threshold=0.3)
+        model['decode_head']['loss_decode'] = dict(type='CrossEntropyLoss', use_sigmoid=True)
+    term = dict(type=f'mmsokd.{kind}Loss', tap='decode_head.conv_seg')
+    with pytest.raises(ValueError, match=r'terms\.loss_a.*: expected at least 2 classes .*, found 1 channel'):
+        distiller('Distiller', **models, terms=dict(loss_a=term), probe_size=64)
+    if kind == 'KD':
+        term['activation'] = 'sigmoid'
+        distiller('Distiller', **models, terms=dict(loss_a=term), probe_size=64)
+
+
+def test_logits_keep_their_channels():
+    message = r"terms\.loss_a\.adapter: expected none, or dict\(type='mmsokd\.ResizeAdapter'\), .*found ConvAdapter"
+    models = dict(student=segmentor(8), teacher=segmentor(12))
+    for kind in ('KDLoss', 'CWDLogitsLoss'):
+        term = dict(type=f'mmsokd.{kind}', tap='decode_head.conv_seg', adapter=dict(type='mmsokd.ConvAdapter'))
+        with pytest.raises(ValueError, match=message):
+            distiller('Distiller', **models, terms=dict(loss_a=term), probe_size=64)
+
+
+def test_areas_that_nobody_asked_for_leave_logits_alone():
+    refine = dict(type='mmsokd.FeatureAugmentationNeck', at='backbone.layer3')
+    kd = dict(type='mmsokd.KDLoss', tap='head.fc')
+    build = functools.partial(
+        distiller, student=classifier(8), teacher=classifier(12), refine=refine, terms=dict(loss_a=kd), probe_size=64
+    )
+    model = build().train()
+    assert model.areas is None
+    losses = losses_of(model, raw_cls_batch())
+    assert losses['distill.loss_a'] > 0
+    assert 'sokd.loss_area' not in losses
+    with pytest.raises(ValueError, match='areas: expected a term that compares features'):
+        build(areas=dict(type='mmsokd.DistinctiveAreaDetector'))
+    with pytest.raises(ValueError, match='areas: expected a term that compares features'):
+        build(keep_host=False)

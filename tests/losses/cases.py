@@ -125,6 +125,7 @@ CASES = {
     ),
     'PKDLoss': Case({}, lambda _, s, t: losses.pkd(s, t), same((4, 3, 5, 6))),
     'CWDLoss': Case(dict(tau=2.0), lambda _, s, t: dense.cwd(s, t, 2.0), same((2, 3, 5, 6))),
+    'CWDLogitsLoss': Case(dict(tau=2.0), lambda _, s, t: dense.cwd(s, t, 2.0), same((2, 3, 5, 6))),
     'MGDLoss': Case(dict(teacher_channels=3, lambda_mgd=0.4), mgd_twin, same((2, 3, 4, 5)), zero=False),
     'VIDLoss': Case(dict(teacher_channels=3), vid_twin, same((2, 3, 5, 6)), zero=False),
     'ReviewKDLoss': Case(

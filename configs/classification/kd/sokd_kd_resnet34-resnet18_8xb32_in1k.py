@@ -2,6 +2,4 @@
 
 _base_ = './kd_resnet34-resnet18_8xb32_in1k.py'
 
-model = dict(
-    type='mmsokd.SoKDDistiller', refine=dict(type='mmsokd.FeatureAugmentationNeck', at='backbone.layer3'), areas=None
-)
+model = dict(type='mmsokd.SoKDDistiller', refine=dict(type='mmsokd.FeatureAugmentationNeck', at='backbone.layer3'))

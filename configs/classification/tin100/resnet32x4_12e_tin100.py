@@ -1,4 +1,4 @@
-"""The teacher: ResNet-32x4, twice six epochs: it learns more slowly than the student and is behind it after one cycle."""
+"""The teacher: ResNet-32x4, twice six epochs: it learns more slowly than the student, and trails it after one cycle."""
 
 _base_ = './resnet8x4_4e_tin100.py'
 

@@ -2,8 +2,4 @@
 
 _base_ = './kd_resnet32x4-resnet8x4_4e_tin100.py'
 
-model = dict(
-    type='mmsokd.SoKDDistiller',
-    refine=dict(type='mmsokd.FeatureAugmentationNeck', at='backbone.layer2'),
-    areas=None,
-)
+model = dict(type='mmsokd.SoKDDistiller', refine=dict(type='mmsokd.FeatureAugmentationNeck', at='backbone.layer2'))

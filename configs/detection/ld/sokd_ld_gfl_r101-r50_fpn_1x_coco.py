@@ -2,6 +2,4 @@
 
 _base_ = './ld_gfl_r101-r50_fpn_1x_coco.py'
 
-model = dict(
-    type='mmsokd.SoKDDistiller', refine=dict(type='mmsokd.FeatureAugmentationNeck', at='backbone.layer3'), areas=None
-)
+model = dict(type='mmsokd.SoKDDistiller', refine=dict(type='mmsokd.FeatureAugmentationNeck', at='backbone.layer3'))

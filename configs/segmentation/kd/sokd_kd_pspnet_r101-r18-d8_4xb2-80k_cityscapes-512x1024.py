@@ -2,6 +2,4 @@
 
 _base_ = './kd_pspnet_r101-r18-d8_4xb2-80k_cityscapes-512x1024.py'
 
-model = dict(
-    type='mmsokd.SoKDDistiller', refine=dict(type='mmsokd.FeatureAugmentationNeck', at='backbone.layer3'), areas=None
-)
+model = dict(type='mmsokd.SoKDDistiller', refine=dict(type='mmsokd.FeatureAugmentationNeck', at='backbone.layer3'))
