@@ -1,7 +1,7 @@
 """Losses: tensors in, a scalar out; one paper a file, a function and a thin module."""
 
 from mmsokd.losses.at import ATLoss, at_loss
-from mmsokd.losses.base import TermLoss, in_fp32
+from mmsokd.losses.base import LossResult, TermLoss, in_fp32
 from mmsokd.losses.crd import CRDLoss, nce_loss
 from mmsokd.losses.cwd import CWDLoss, cwd_loss
 from mmsokd.losses.dist import DISTLoss, dist_loss
@@ -11,9 +11,11 @@ from mmsokd.losses.fitnet import FitNetLoss, fitnet_loss
 from mmsokd.losses.kd import KDLoss, kd_loss
 from mmsokd.losses.ld import LDLoss, ld_loss
 from mmsokd.losses.mgd import MGDLoss, mgd_loss
+from mmsokd.losses.mtkdssr import MTKDSSRLoss, channel_loss, response_loss, review_loss
 from mmsokd.losses.pkd import PKDLoss, pkd_loss
 from mmsokd.losses.reviewkd import ReviewKDLoss, hcl_loss
 from mmsokd.losses.rkd import RKDLoss, rkd_loss
+from mmsokd.losses.skd import StudentFriendlyKDLoss, skd_loss
 from mmsokd.losses.sp import SPLoss, sp_loss
 from mmsokd.losses.vid import VIDLoss, vid_loss
 
@@ -27,14 +29,18 @@ __all__ = [
     'FitNetLoss',
     'KDLoss',
     'LDLoss',
+    'LossResult',
     'MGDLoss',
+    'MTKDSSRLoss',
     'PKDLoss',
     'RKDLoss',
     'ReviewKDLoss',
     'SPLoss',
+    'StudentFriendlyKDLoss',
     'TermLoss',
     'VIDLoss',
     'at_loss',
+    'channel_loss',
     'cwd_loss',
     'dist_loss',
     'dkd_loss',
@@ -47,7 +53,10 @@ __all__ = [
     'mgd_loss',
     'nce_loss',
     'pkd_loss',
+    'response_loss',
+    'review_loss',
     'rkd_loss',
+    'skd_loss',
     'sp_loss',
     'vid_loss',
 ]
