@@ -45,6 +45,8 @@ TASKS = {
             'KD': dict(tap='head.fc', loss_weight=20.0),
             'DKD': dict(tap='head.fc', loss_weight=5.0),
             'DIST': dict(tap='head.fc', loss_weight=5.0),
+            'StudentFriendlyKD': dict(tap='head.fc', loss_weight=20.0),
+            'MTKDSSR': dict(tap=[*STAGES, 'head.fc'], head_channels=8),
         },
     ),
     'Segmentation': Task(
@@ -65,6 +67,8 @@ TASKS = {
             'KD': dict(tap='decode_head.conv_seg', loss_weight=20.0),
             'DKD': dict(tap='decode_head.conv_seg', loss_weight=5.0),
             'DIST': dict(tap='decode_head.conv_seg', loss_weight=5.0),
+            'StudentFriendlyKD': dict(tap='decode_head.conv_seg', loss_weight=20.0, max_tokens=64),
+            'MTKDSSR': dict(tap=[*STAGES, 'decode_head.conv_seg'], head_channels=8),
         },
     ),
     'Detection': Task(
@@ -85,6 +89,8 @@ TASKS = {
             'SP': dict(tap='backbone.layer4', loss_weight=3000.0),
             'KD': dict(tap='bbox_head.retina_cls', activation='sigmoid', tau=1.0, loss_weight=10.0),
             'LD': dict(tap='bbox_head[1]'),
+            'StudentFriendlyKD': dict(tap='bbox_head.retina_cls', num_classes=3, loss_weight=10.0),
+            'MTKDSSR': dict(tap=['neck', 'bbox_head.retina_cls'], num_responses=3, activation='sigmoid', tau=1.0),
         },
     ),
 }
