@@ -204,15 +204,15 @@ class Term(BaseModule):
     def _build_losses(self) -> list[nn.Module]:
         """One a level, or one for the pyramid where its class says so."""
         adapters = self.adapter if isinstance(self.adapter, PerLevel) else [self.adapter] * len(self.specs)
-        widths = [
-            (s.channels if keeps_channels(adapter) else t.channels, t.channels)
+        found = [
+            (s.channels if keeps_channels(adapter) else t.channels, t.channels, t.signed)
             for (s, t), adapter in zip(self.specs, adapters, strict=True)
         ]
         if self._asks('pyramid'):
-            widths = [tuple(map(list, zip(*widths, strict=True)))]
+            found = [tuple(map(list, zip(*found, strict=True)))]
+        names = ('student_channels', 'teacher_channels', 'signed')
         return [
-            build_part(self.key, self._loss_cfg, 'losses', student_channels=ours, teacher_channels=theirs)
-            for ours, theirs in widths
+            build_part(self.key, self._loss_cfg, 'losses', **dict(zip(names, values, strict=True))) for values in found
         ]
 
     @property

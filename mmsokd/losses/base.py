@@ -50,11 +50,12 @@ class TermLoss(nn.Module):
 
     A term builds one loss a level and calls it in fp32 with the adapted student and the teacher, whose graph the
     distiller has cut. The class attributes say what else it takes. Arguments of ``__init__`` named ``student_channels``
-    (after the adapter) and ``teacher_channels`` are filled in from the dry run where the config leaves them out.
+    (after the adapter), ``teacher_channels`` and ``signed`` (the teacher takes negative values) are filled in from the
+    dry run where the config leaves them out.
 
     Attributes:
         pyramid: takes all levels of the tap at once: the term builds one loss, and ``forward``'s tensors and the
-            channels above are lists of one a level. Where sizes may differ, levels of other strides pair by order.
+            arguments above are lists of one a level. Where sizes may differ, levels of other strides pair by order.
         same_channels: both sides need equal channels; a 1x1 adapter is inferred where they differ.
         same_size: both sides need maps of one size; SoKD's plug-ins do in any case.
         maps_only: compares maps (N, C, H, W) and refuses vectors (N, C).

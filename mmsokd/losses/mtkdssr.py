@@ -98,7 +98,7 @@ class MTKDSSRLoss(TermLoss):
     Built from the abstract; the formulas, heads and weights are ours. Of the stages k = 1 .. K:
 
     - SCD, stage-wise channel distillation: :func:`channel_loss` of the student's stage, through a 1x1 conv, norm and
-      ReLU to the teacher's width, and the teacher's. For stages that end with a ReLU: it cannot reach a negative mean.
+      ReLU to the teacher's width, and the teacher's; without the ReLU where that takes negative values [ours].
     - SRD, stage-wise response distillation: :func:`response_loss` of the student's response to the teacher's.
     - CRD, cross-stage review: :func:`review_loss`, the student's response to its own deeper one.
     - CE: cross-entropy of the auxiliary heads, the student's and the teacher's, whose features are constants.
@@ -117,7 +117,7 @@ class MTKDSSRLoss(TermLoss):
     The log shows the unweighted parts: ``ssr.channel``, ``ssr.response``, ``ssr.review``, ``ssr.auxiliary``.
 
     Args:
-        student_channels, teacher_channels: level by level; the distiller fills them in.
+        student_channels, teacher_channels, signed: level by level; the distiller fills them in.
         channel_weight, response_weight, review_weight, auxiliary_weight: a, b, c and d.
         tau: temperature > 0 of all responses.
         activation: of the responses, ``'softmax'`` or ``'sigmoid'``; auxiliary heads need the former.
@@ -141,6 +141,7 @@ class MTKDSSRLoss(TermLoss):
         self,
         student_channels: Sequence[int],
         teacher_channels: Sequence[int],
+        signed: Sequence[bool],
         channel_weight: float = 1.0,
         response_weight: float = 1.0,
         review_weight: float = 0.5,
@@ -180,8 +181,8 @@ class MTKDSSRLoss(TermLoss):
         self.num_stages = stages
         self.ignore_index = ignore_index
         self.fits = ModuleList(
-            ConvModule(s, t, 1, norm_cfg=norm_cfg)
-            for s, t in zip(student_channels[:stages], teacher_channels[:stages], strict=True)
+            ConvModule(s, t, 1, norm_cfg=norm_cfg, act_cfg=None if below_zero else dict(type='ReLU'))
+            for s, t, below_zero, _ in zip(student_channels, teacher_channels, signed, range(stages), strict=False)
         )
         self.student_heads, self.teacher_heads = (
             ModuleList(StageHead(c, channels[-1], head_channels, norm_cfg) for c in channels[: max(heads, 0)])

@@ -153,7 +153,7 @@ def ssr_nets(loss, trained=True):
 
     def norm(module):
         kept = None if trained else tuple(arrays(module.norm.running_mean, module.norm.running_var))
-        return [*arrays(module.conv.weight, module.norm.weight, module.norm.bias), kept]
+        return [*arrays(module.conv.weight, module.norm.weight, module.norm.bias), kept, module.with_activation]
 
     def head(module):
         return [*norm(module.conv), *arrays(module.classify.weight, module.classify.bias)]
@@ -256,7 +256,14 @@ CASES = {
         zero=False,
     ),
     'MTKDSSRLoss': Case(
-        dict(student_channels=[2, 3, 4], teacher_channels=[4, 2, 4], tau=2.0, head_channels=3, **SSR),
+        dict(
+            student_channels=[2, 3, 4],
+            teacher_channels=[4, 2, 4],
+            signed=[False, True, True],
+            tau=2.0,
+            head_channels=3,
+            **SSR,
+        ),
         ssr_twin,
         [PICTURES, SEGMENTS],
         classes,
@@ -268,6 +275,7 @@ CASES = {
         dict(
             student_channels=[2, 3, 4, 4],
             teacher_channels=[4, 2, 4, 4],
+            signed=[True, False, True, True],
             num_responses=2,
             tau=2.0,
             activation='sigmoid',

@@ -104,7 +104,7 @@ def test_channels_are_compared_by_their_means_alone():
 
 def test_responses_of_the_published_anchor_are_those_of_kd():
     """Without heads, channels and review it is KD on the output."""
-    cfg = dict(channel_weight=0.0, review_weight=0.0, tau=3.0, norm_cfg=None)
+    cfg = dict(channel_weight=0.0, review_weight=0.0, tau=3.0, norm_cfg=None, signed=[False, True])
     loss = MODELS.build(dict(type='mmsokd.MTKDSSRLoss', student_channels=[2, 4], teacher_channels=[3, 4], **cfg))
     s, t = [feats(1, (3, 2, 4, 4)), feats(2, (3, 4))], [feats(3, (3, 3, 2, 2)), feats(4, (3, 4))]
     torch.testing.assert_close(loss.double()(s, t).loss, kd_loss(s[1], t[1], 3.0))
@@ -130,8 +130,8 @@ def test_heads_of_both_sides_learn():
 
 
 def build_with(**kwargs):
-    cfg = dict(type='mmsokd.MTKDSSRLoss', student_channels=[2, 3, 4], teacher_channels=[4, 2, 4])
-    return MODELS.build({**cfg, **kwargs})
+    cfg = dict(student_channels=[2, 3, 4], teacher_channels=[4, 2, 4], signed=[False, False, True])
+    return MODELS.build(dict(type='mmsokd.MTKDSSRLoss', **{**cfg, **kwargs}))
 
 
 WRONG = [

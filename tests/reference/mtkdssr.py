@@ -25,13 +25,16 @@ def conv(feat, weight, bias=None):
 
 
 def conv_norm_relu(feat, layers):
-    """``layers``: the weight of a conv, weight and bias of a BatchNorm, and its statistics, or None: the batch's."""
-    weight, scale, shift, statistics = layers
+    """``layers``: the weight of a conv, weight and bias of a BatchNorm, its statistics, or None: the batch's, and
+    whether there is a ReLU.
+    """
+    weight, scale, shift, statistics, has_relu = layers
     x = conv(feat, weight)
     mean, var = statistics if statistics is not None else (x.mean((0, 2, 3)), x.var((0, 2, 3)))
     shape = (1, -1, 1, 1)
     x = (x - mean.reshape(shape)) / np.sqrt(var.reshape(shape) + 1e-5)
-    return np.maximum(x * scale.reshape(shape) + shift.reshape(shape), 0)
+    x = x * scale.reshape(shape) + shift.reshape(shape)
+    return np.maximum(x, 0) if has_relu else x
 
 
 def head(feat, layers, dense):
