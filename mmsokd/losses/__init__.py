@@ -6,6 +6,7 @@ from mmsokd.losses.crd import CRDLoss, nce_loss
 from mmsokd.losses.cwd import CWDLoss, cwd_loss
 from mmsokd.losses.dist import DISTLoss, dist_loss
 from mmsokd.losses.dkd import DKDLoss, dkd_loss
+from mmsokd.losses.drkd import DRKDLoss, rectified
 from mmsokd.losses.fgd import FGDLoss, fgd_focal_loss
 from mmsokd.losses.fitnet import FitNetLoss, fitnet_loss
 from mmsokd.losses.kd import KDLoss, kd_loss
@@ -25,6 +26,7 @@ __all__ = [
     'CWDLoss',
     'DISTLoss',
     'DKDLoss',
+    'DRKDLoss',
     'FGDLoss',
     'FitNetLoss',
     'KDLoss',
@@ -53,6 +55,7 @@ __all__ = [
     'mgd_loss',
     'nce_loss',
     'pkd_loss',
+    'rectified',
     'response_loss',
     'review_loss',
     'rkd_loss',

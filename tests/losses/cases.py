@@ -80,10 +80,14 @@ def numbered(shape):
 # ---- twins that need more than both features ------------------------------------------------------------------------
 
 
+def true_classes(shape):
+    """One a prediction, in their order."""
+    samples = classes(shape)
+    return [y for x in samples for y in (x.gt_sem_seg.data if len(shape) == 4 else x.gt_label).flatten().tolist()]
+
+
 def dkd_twin(loss, s, t):
-    samples = classes(s.shape)
-    targets = [y for x in samples for y in (x.gt_sem_seg.data if s.ndim == 4 else x.gt_label).flatten().tolist()]
-    return logits.dkd(s, t, targets, 0.7, 3.0, 2.0)
+    return logits.dkd(s, t, true_classes(s.shape), 0.7, 3.0, 2.0)
 
 
 def crd_twin(loss, s, t):
@@ -134,8 +138,7 @@ def skd_layers(loss):
 
 
 def skd_twin(loss, s, t, residual='logits'):
-    samples = classes(s.shape)
-    labels = [y for x in samples for y in (x.gt_sem_seg.data if s.ndim == 4 else x.gt_label).flatten().tolist()]
+    labels = true_classes(s.shape)
     chosen = loss._draw(torch.tensor(labels)).tolist()
     rows = [[skd.rows_of(x, s.shape[1])[i] for i in chosen] for x in (s, t)]
     labels = [labels[i] for i in chosen]
@@ -205,6 +208,14 @@ CASES = {
         ranks=(2, 4),
     ),
     'DKDLoss': Case(dict(alpha=0.7, beta=3.0, tau=2.0), dkd_twin, same((6, 5), (2, 5, 3, 4)), classes, ranks=(2, 4)),
+    'DRKDLoss': Case(
+        dict(tau=3.0),
+        lambda _, s, t: logits.drkd(s, t, true_classes(s.shape), 3.0),
+        same((6, 5), (2, 5, 3, 4)),
+        classes,
+        ranks=(2, 4),
+        zero=False,
+    ),
     'DISTLoss': Case(
         dict(beta=2.0, gamma=0.5, tau=3.0),
         lambda _, s, t: logits.dist(s, t, 2.0, 0.5, 3.0),

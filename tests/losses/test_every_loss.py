@@ -214,6 +214,8 @@ WRONG = [
     ('DKDLoss', dict(beta=float('inf')), 'beta: expected a number >= 0, found inf'),
     ('DKDLoss', dict(tau=0), 'tau: expected a number > 0, found 0'),
     ('DKDLoss', dict(ignore_index='a'), "ignore_index: expected an integer, found 'a'"),
+    ('DRKDLoss', dict(tau=0), 'tau: expected a number > 0, found 0'),
+    ('DRKDLoss', dict(ignore_index='a'), "ignore_index: expected an integer, found 'a'"),
     ('FGDLoss', dict(alpha=float('nan')), 'alpha: expected a number >= 0, found nan'),
     ('FGDLoss', dict(lambda_=-1), 'lambda_: expected a number >= 0, found -1'),
     ('FGDLoss', dict(temperature=0), 'temperature: expected a number > 0, found 0'),
