@@ -167,10 +167,8 @@ class MTKDSSRLoss(TermLoss):
         check_integer('MTKDSSRLoss.ignore_index', ignore_index)
         stages = _count_stages(student_channels, teacher_channels, num_responses)
         heads = stages - 1 if num_responses == 1 else 0
-        check_norm(
-            'MTKDSSRLoss.norm_cfg', norm_cfg, *teacher_channels[:stages], *([head_channels] if heads > 0 else [])
-        )
-        if heads > 0 and activation != 'softmax':
+        check_norm('MTKDSSRLoss.norm_cfg', norm_cfg, *teacher_channels[:stages], *([head_channels] if heads else []))
+        if heads and activation != 'softmax':
             raise ValueError(
                 "MTKDSSRLoss.activation: expected 'softmax', in which the auxiliary heads learn, or as many "
                 f'num_responses as stages, {stages}, found {activation!r}'
@@ -185,7 +183,7 @@ class MTKDSSRLoss(TermLoss):
             for s, t, below_zero, _ in zip(student_channels, teacher_channels, signed, range(stages), strict=False)
         )
         self.student_heads, self.teacher_heads = (
-            ModuleList(StageHead(c, channels[-1], head_channels, norm_cfg) for c in channels[: max(heads, 0)])
+            ModuleList(StageHead(c, channels[-1], head_channels, norm_cfg) for c in channels[:heads])
             for channels in (student_channels, teacher_channels)
         )
 
@@ -201,16 +199,14 @@ class MTKDSSRLoss(TermLoss):
             ValueError: a stage is no map, or the samples do not tell the classes.
         """
         ours, theirs = self.responses(student, self.student_heads), self.responses(teacher, self.teacher_heads)
-        parts = torch.stack(
-            [
-                self._channels(student, teacher),
-                sum(response_loss(s, t, **self.responding) for s, t in zip(ours, theirs, strict=True)),
-                review_loss(ours, review=self.review, **self.responding),
-                self._auxiliary(ours, theirs, samples),
-            ]
-        )
-        loss = (parts * parts.new_tensor(self.weights)).sum()
-        return LossResult(loss, dict(zip(self.stats, parts.detach(), strict=True)))
+        parts = [
+            self._channels(student, teacher),
+            sum(response_loss(s, t, **self.responding) for s, t in zip(ours, theirs, strict=True)),
+            review_loss(ours, review=self.review, **self.responding),
+            self._auxiliary(ours, theirs, samples),
+        ]
+        loss = sum(weight * part for weight, part in zip(self.weights, parts, strict=True))
+        return LossResult(loss, {name: part.detach() for name, part in zip(self.stats, parts, strict=True)})
 
     def responses(self, levels: Sequence[Tensor], heads: Sequence[StageHead]) -> list[Tensor]:
         """Stage by stage: the auxiliary heads', and those that are levels themselves."""
