@@ -18,6 +18,9 @@ FOLDER = Path(__file__).parents[1] / 'configs/classification'
 PLAIN = sorted((FOLDER / 'cifar_zoo').glob('*.py'))
 FITNET = sorted((FOLDER / 'fitnet').glob('*_cifar100.py'))
 SOKD = sorted((FOLDER / 'sokd').glob('*_cifar100.py'))
+OTHERS = sorted(
+    p for p in FOLDER.glob('*/*_cifar100.py') if p.parent.name not in ('cifar_zoo', 'fitnet', 'sokd', '_base_')
+)
 SLOW = ('mobilenet', 'shufflenet')  # students that the benchmark trains at a smaller rate
 # channels of the teachers' hint layer, by their papers' widths
 HINT = {'wrn-40-2': 64, 'resnet56': 32, 'resnet110': 32, 'resnet32x4': 128, 'vgg13': 256, 'resnet50': 512}
@@ -164,6 +167,15 @@ def test_makes_a_step(path):
     assert theirs.channels == HINT[pair_of(path)[0]]
     assert adapter.resize == ('conv' if ours.size != theirs.size else None)
     assert (ours.size != theirs.size) == (pair_of(path)[1].startswith(SLOW) and not vgg)
+
+
+@pytest.mark.parametrize('path', OTHERS, ids=lambda p: p.stem)
+def test_other_hosts_make_a_step(path):
+    cfg, model = build_small(path)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        build_training(cfg, model)
+    log = step(model)
+    assert all(log[f'distill.{name}'] > 0 for name in cfg.model.terms)
 
 
 def test_readme_lists_the_pairs_with_what_others_published():

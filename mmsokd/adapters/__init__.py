@@ -3,5 +3,13 @@
 from mmsokd.adapters.conv import ConvAdapter, ResizeAdapter, SoKDAdapter
 from mmsokd.adapters.linear import LinearAdapter
 from mmsokd.adapters.reviewkd import ReviewKDAdapter
+from mmsokd.adapters.simplifier import LearningSimplifier
 
-__all__ = ['ConvAdapter', 'LinearAdapter', 'ResizeAdapter', 'ReviewKDAdapter', 'SoKDAdapter']
+__all__ = [
+    'ConvAdapter',
+    'LearningSimplifier',
+    'LinearAdapter',
+    'ResizeAdapter',
+    'ReviewKDAdapter',
+    'SoKDAdapter',
+]

@@ -17,7 +17,7 @@ from mmsokd.distillers.finite import FiniteGuard
 from mmsokd.distillers.plugins import Areas, Refiner, RefineStep
 from mmsokd.distillers.schedule import Clock
 from mmsokd.distillers.teacher import Teacher
-from mmsokd.distillers.term import STUDENT, Term
+from mmsokd.distillers.term import STUDENT, Term, mean_stats
 from mmsokd.registry import MODELS
 from mmsokd.taps import Features, FeatureTap, Tap, parse_tap, paths_of, probe, run_for_taps
 
@@ -335,6 +335,7 @@ class Distiller(BaseModel):
         zero = feats[STUDENT][self._student_taps[0]][0].new_zeros((), dtype=torch.float32)
         losses: dict[str, Tensor] = {}
         results: list[AreaResult] = []
+        told: list[Mapping[str, Tensor]] = []
         for name, term in self.terms.items():
             has_areas = self.areas is not None and name in self.areas
             key = f'distill.{name}' if self.keep_host or not has_areas else 'sokd.loss_area'
@@ -355,14 +356,19 @@ class Distiller(BaseModel):
                     results.append(areas)
                 if areas is None or self.keep_host:
                     masks = areas.weights if areas is not None else None
-                    losses[key] = weights[name] * term(student, teacher, masks, samples)
+                    result = term.compare(student, teacher, masks, samples)
+                    losses[key] = weights[name] * result.loss
+                    told.append(result.stats)
         for key, value in _sum_areas(results).items():
             losses[key] = losses.get(key, 0.0) + value
         if step is not None:
             if self._at is not None:
                 losses['sokd.loss_fit'] = step.fit(feats[STUDENT][self.refine.regressor.student_tap])
             losses.update(step.finish())
-        for key in (*(_AREA_KEYS if self.areas is not None else ()), *(_REFINE_KEYS if step is not None else ())):
+        stats = list(dict.fromkeys(name for term in self.terms.values() for name in term.stats))
+        losses.update(mean_stats(stats, told))
+        keys = (*(_AREA_KEYS if self.areas is not None else ()), *(_REFINE_KEYS if step is not None else ()), *stats)
+        for key in keys:
             losses.setdefault(key, zero if 'loss' in key else zero + torch.nan)
         return losses
 

@@ -78,11 +78,13 @@ class Refiner(BaseModule):
         """Whether a term's tap lies behind ``at`` in the teacher: it then gets what the refined layer made of it.
 
         Raises:
-            ValueError: some of its levels do, and some do not.
+            ValueError: some levels of a feature do, and some do not.
         """
         if self.regressor is None or term.teacher_name != self.regressor.teacher_name:
             return False
         follows = probes[term.teacher_name].follows[term.teacher_tap]
+        if term.is_on_logits:
+            return any(follows)  # what lies before the layer is not refined in any case
         if any(follows) and not all(follows):
             raise ValueError(
                 f"{term.key}: expected levels that all follow refine.at='{self.at}', or none that does, found "

@@ -138,8 +138,7 @@ class Term(BaseModule):
         self.equal_channels = (equal_channels and self.is_feature) or self._asks('same_channels')
         self._check_ranks()
         self.adapter = self._fit.build(default_adapter)
-        adapters = self.adapter if isinstance(self.adapter, PerLevel) else [self.adapter] * len(self.pairs)
-        self.losses = ModuleList(self._build_loss(s, t, a) for (s, t), a in zip(self.specs, adapters, strict=True))
+        self.losses = ModuleList(self._build_losses())
 
     def _match(self, student: Sequence[FeatureSpec], teacher: Sequence[FeatureSpec]) -> list[tuple[int, int]]:
         """Levels of one stride; or one after the other, where strides need not agree."""
@@ -227,9 +226,29 @@ class Term(BaseModule):
             equal_sizes=self._asks('same_size') or self.equal_channels,
         )
 
-    def _build_loss(self, s: FeatureSpec, t: FeatureSpec, adapter: nn.Module) -> nn.Module:
-        channels = s.channels if keeps_channels(adapter) else t.channels
-        return build_part(self.key, self._loss_cfg, 'losses', student_channels=channels, teacher_channels=t.channels)
+    def _build_losses(self) -> list[nn.Module]:
+        """One a level, or one for the pyramid where its class says so."""
+        adapters = self.adapter if isinstance(self.adapter, PerLevel) else [self.adapter] * len(self.specs)
+        found = [
+            (s.channels if keeps_channels(adapter) else t.channels, t.channels, t.signed)
+            for (s, t), adapter in zip(self.specs, adapters, strict=True)
+        ]
+        if self._asks('pyramid'):
+            found = [tuple(map(list, zip(*found, strict=True)))]
+        names = ('student_channels', 'teacher_channels', 'signed')
+        return [
+            build_part(self.key, self._loss_cfg, 'losses', **dict(zip(names, values, strict=True))) for values in found
+        ]
+
+    @property
+    def stats(self) -> tuple[str, ...]:
+        """The names of what the loss tells of itself."""
+        return self._asks('stats')
+
+    @property
+    def is_on_logits(self) -> bool:
+        """Whether the loss compares predictions, which SoKD's plug-ins leave alone."""
+        return self._asks('on_logits')
 
     @property
     def resize_by(self) -> str:
@@ -258,28 +277,53 @@ class Term(BaseModule):
         weights: Sequence[Tensor] | None = None,
         samples: list | None = None,
     ) -> Tensor:
+        """The loss that :meth:`compare` gives, alone."""
+        return self.compare(student, teacher, weights, samples).loss
+
+    def compare(
+        self,
+        student: Sequence[Tensor],
+        teacher: Sequence[Tensor],
+        weights: Sequence[Tensor] | None = None,
+        samples: list | None = None,
+    ) -> losses.LossResult:
         """The unweighted loss of adapted features, in fp32: the sum over the levels, as if each were a term.
+
+        What the loss tells of itself is averaged over the levels that have it, those where it is not NaN.
 
         Args:
             student, teacher: level by level.
             weights: SoKD's area masks (N, 1, H, W), for losses that compare position by position.
             samples: the batch's data samples, for losses that look at the ground truth.
         """
-        total = student[0].new_zeros((), dtype=torch.float32)
         more: dict[str, Any] = dict(samples=samples) if self._asks('wants_samples') else {}
-        for i, loss in enumerate(self.losses):
-            if weights is not None and self._asks('per_position'):
-                more['weight'] = weights[i]
-            total = total + _compare(loss, student[i], teacher[i], **more)
-        return total
+        masks = weights if weights is not None and self._asks('per_position') else [None] * len(student)
+        levels = list(zip(student, teacher, masks, strict=True))
+        if self._asks('pyramid'):
+            levels = [tuple(map(list, zip(*levels, strict=True)))]
+        total = student[0].new_zeros((), dtype=torch.float32)
+        told: list[Mapping[str, Tensor]] = []
+        for loss, (s, t, mask) in zip(self.losses, levels, strict=False):  # there are none without `keep_host`
+            found = _compare(loss, s, t, **more, **(dict(weight=mask) if masks is weights else {}))
+            if self.stats:
+                found, stats = found
+                told.append(stats)
+            total = total + found
+        return losses.LossResult(total, mean_stats(self.stats, told))
 
     def untouched(self) -> Tensor | float:
         """Zero, with a graph to every parameter: keeps DDP content in a step that leaves the term out."""
         return sum(p.sum() * 0.0 for p in self.parameters() if p.requires_grad)
 
 
+def mean_stats(names: Sequence[str], told: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of each of ``names`` over those of ``told`` that have it, where it is not NaN."""
+    found = {name: [stats[name].detach() for stats in told if name in stats] for name in names}
+    return {name: torch.stack(values).nanmean() for name, values in found.items() if values}
+
+
 @losses.in_fp32
-def _compare(loss: nn.Module, student: Tensor, teacher: Tensor, **more: Any) -> Tensor:
+def _compare(loss: nn.Module, student: Tensor, teacher: Tensor, **more: Any) -> Tensor | losses.LossResult:
     return loss(student, teacher, **more)  # which need not be one of ours
 
 

@@ -1,19 +1,22 @@
 """Losses: tensors in, a scalar out; one paper a file, a function and a thin module."""
 
 from mmsokd.losses.at import ATLoss, at_loss
-from mmsokd.losses.base import TermLoss, in_fp32
+from mmsokd.losses.base import LossResult, TermLoss, in_fp32
 from mmsokd.losses.crd import CRDLoss, nce_loss
 from mmsokd.losses.cwd import CWDLogitsLoss, CWDLoss, cwd_loss
 from mmsokd.losses.dist import DISTLoss, dist_loss
 from mmsokd.losses.dkd import DKDLoss, dkd_loss
+from mmsokd.losses.drkd import DRKDLoss, rectified
 from mmsokd.losses.fgd import FGDLoss, fgd_focal_loss, fgd_loss
 from mmsokd.losses.fitnet import FitNetLoss, fitnet_loss
 from mmsokd.losses.kd import KDLoss, kd_loss
 from mmsokd.losses.ld import LDLoss, ld_loss
 from mmsokd.losses.mgd import MGDLoss, mgd_loss
+from mmsokd.losses.mtkdssr import MTKDSSRLoss, channel_loss, response_loss, review_loss
 from mmsokd.losses.pkd import PKDLoss, pkd_loss
 from mmsokd.losses.reviewkd import ReviewKDLoss, hcl_loss
 from mmsokd.losses.rkd import RKDLoss, rkd_loss
+from mmsokd.losses.skd import StudentFriendlyKDLoss, skd_loss
 from mmsokd.losses.sp import SPLoss, sp_loss
 from mmsokd.losses.vid import VIDLoss, vid_loss
 
@@ -24,18 +27,23 @@ __all__ = [
     'CWDLoss',
     'DISTLoss',
     'DKDLoss',
+    'DRKDLoss',
     'FGDLoss',
     'FitNetLoss',
     'KDLoss',
     'LDLoss',
+    'LossResult',
     'MGDLoss',
+    'MTKDSSRLoss',
     'PKDLoss',
     'RKDLoss',
     'ReviewKDLoss',
     'SPLoss',
+    'StudentFriendlyKDLoss',
     'TermLoss',
     'VIDLoss',
     'at_loss',
+    'channel_loss',
     'cwd_loss',
     'dist_loss',
     'dkd_loss',
@@ -49,7 +57,11 @@ __all__ = [
     'mgd_loss',
     'nce_loss',
     'pkd_loss',
+    'rectified',
+    'response_loss',
+    'review_loss',
     'rkd_loss',
+    'skd_loss',
     'sp_loss',
     'vid_loss',
 ]

@@ -48,6 +48,30 @@ def cells_of(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     return rows, columns
 
 
+def labels_in_cells(samples: Sequence | None, feat: Tensor) -> Tensor:
+    """The class of the smallest ground-truth box that touches each cell of a map; of equal ones, of the first.
+
+    Args:
+        samples: as :func:`boxes_in_cells` takes them, with ``gt_instances.labels`` (n).
+        feat: the map (N, C, H, W).
+
+    Returns: (N, H, W), int64; -1 where there is no box.
+
+    Raises:
+        ValueError: as :func:`boxes_in_cells` does.
+    """
+    boxes = boxes_in_cells(samples, feat)  # (N, n, 4)
+    rows, columns = cells_of(boxes, feat.shape[-2:])
+    inside = rows[..., :, None] & columns[..., None, :]  # (N, n, H, W)
+    sides = boxes[..., 2:] - boxes[..., :2]
+    area = torch.where(inside, sides.prod(-1)[..., None, None], torch.inf)
+    labels = pad_sequence([sample.gt_instances.labels for sample in samples], batch_first=True, padding_value=-1)
+    labels = F.pad(labels, (0, 1), value=-1).to(feat.device, non_blocking=True)  # (N, n)
+    smallest = area.argmin(1).flatten(1)  # (N, H W)
+    found = labels.gather(1, smallest).view(-1, *feat.shape[-2:])
+    return found.masked_fill(~inside.any(1), -1)
+
+
 def _boxes_of(sample: object) -> Tensor:
     boxes = getattr(getattr(sample, 'gt_instances', None), 'bboxes', None)
     boxes = getattr(boxes, 'tensor', boxes)

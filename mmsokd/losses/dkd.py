@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mmsokd.checks import check_integer, check_number, check_positive
 from mmsokd.losses.base import TermLoss, in_fp32
 from mmsokd.losses.logits import check_classes, check_logits, divergence
+from mmsokd.losses.targets import labelled_mean, targets
 from mmsokd.registry import MODELS
 
 
@@ -44,8 +44,7 @@ def dkd_loss(
     index = target.clamp(min=0).unsqueeze(1)
     (s_pair, s_others), (t_pair, t_others) = _decouple(student / tau, index), _decouple(teacher / tau, index)
     value = alpha * divergence(t_pair, s_pair) + beta * divergence(t_others, s_others)
-    counts = target >= 0
-    return tau**2 * (value * counts).sum() / counts.sum().clamp(min=1)
+    return tau**2 * labelled_mean(value, target)
 
 
 def _decouple(logits: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,48 +104,5 @@ class DKDLoss(TermLoss):
         Raises:
             ValueError: the samples do not tell the classes.
         """
-        if student.dim() == 4:
-            target = segments(samples, student.shape[-2:], self.ignore_index)
-        else:
-            target = classes(samples)
-        target = target.to(student.device, non_blocking=True)
+        target = targets(samples, student, self.ignore_index)
         return dkd_loss(student, teacher, target, self.alpha, self.beta, self.tau)
-
-
-def classes(samples: Sequence[Any] | None) -> Tensor:
-    """The class of each picture (N), int64, from samples of mmpretrain.
-
-    Raises:
-        ValueError: a sample has no ``gt_label``, or several.
-    """
-    labels = _read(samples, 'gt_label', 'class logits (N, K)')
-    if any(label.numel() != 1 for label in labels):
-        raise ValueError(
-            f'DKDLoss: expected one class a picture, found {[label.numel() for label in labels]}; for several take '
-            "dict(type='mmsokd.KDLoss', activation='sigmoid')"
-        )
-    if 'gt_score' in samples[0]:
-        return torch.stack([sample.gt_score for sample in samples]).argmax(1)
-    return torch.cat(labels)
-
-
-def segments(samples: Sequence[Any] | None, size: tuple[int, int], ignore_index: int = 255) -> Tensor:
-    """The class of each position (N, H, W), int64, from samples of mmseg; -1 where it is ignored.
-
-    Raises:
-        ValueError: a sample has no ``gt_sem_seg``.
-    """
-    maps = torch.stack([gt.data for gt in _read(samples, 'gt_sem_seg', 'dense logits (N, K, H, W)')])  # (N, 1, h, w)
-    target = F.interpolate(maps.float(), size, mode='nearest-exact')[:, 0].long()
-    return target.masked_fill(target == ignore_index, -1)
-
-
-def _read(samples: Sequence[Any] | None, field: str, what: str) -> list[Any]:
-    found = [sample.get(field) for sample in samples or []]
-    if not found or any(value is None for value in found):
-        kind = f'{type(samples[0]).__name__} with {sorted(samples[0].keys())}' if samples else 'none'
-        raise ValueError(
-            f'DKDLoss: expected {field!r} in each data sample for {what}, found {kind}; without a true class for each '
-            'prediction, as in detection, take KDLoss'
-        )
-    return found

@@ -45,6 +45,9 @@ TASKS = {
             'KD': dict(tap='head.fc', loss_weight=20.0),
             'DKD': dict(tap='head.fc', loss_weight=5.0),
             'DIST': dict(tap='head.fc', loss_weight=5.0),
+            'DRKD': dict(tap='head.fc', loss_weight=20.0),
+            'StudentFriendlyKD': dict(tap='head.fc', loss_weight=20.0),
+            'MTKDSSR': dict(tap=[*STAGES, 'head.fc'], head_channels=8),
         },
     ),
     'Segmentation': Task(
@@ -66,6 +69,9 @@ TASKS = {
             'CWDLogits': dict(tap='decode_head.conv_seg'),
             'DKD': dict(tap='decode_head.conv_seg', loss_weight=5.0),
             'DIST': dict(tap='decode_head.conv_seg', loss_weight=5.0),
+            'DRKD': dict(tap='decode_head.conv_seg', loss_weight=20.0),
+            'StudentFriendlyKD': dict(tap='decode_head.conv_seg', loss_weight=20.0, max_tokens=64),
+            'MTKDSSR': dict(tap=[*STAGES, 'decode_head.conv_seg'], head_channels=8),
         },
     ),
     'Detection': Task(
@@ -87,6 +93,8 @@ TASKS = {
             'KD': dict(tap='bbox_head.retina_cls', activation='sigmoid', tau=1.0, loss_weight=10.0),
             'CWDLogits': dict(tap='bbox_head.retina_cls'),
             'LD': dict(tap='bbox_head[1]'),
+            'StudentFriendlyKD': dict(tap='bbox_head.retina_cls', num_classes=3, loss_weight=10.0),
+            'MTKDSSR': dict(tap=['neck', 'bbox_head.retina_cls'], num_responses=3, activation='sigmoid', tau=1.0),
         },
     ),
 }

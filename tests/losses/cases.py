@@ -12,7 +12,8 @@ from mmsokd.losses import TermLoss
 from mmsokd.losses.mgd import draw_mask
 from mmsokd.registry import MODELS
 from tests.losses.common import arrays, boxed, in_cells, shake
-from tests.reference import crd, dense, logits, losses, relation
+from tests.reference import crd, dense, logits, losses, mtkdssr, relation, skd
+from tests.reference.plain import nearest
 
 BOXES = [[(4, 6, 30, 20), (10, 0, 17, 40)], []]  # pixels of a 40 x 48 batch
 FGD = dict(alpha=0.7, beta=0.3, gamma=0.2, lambda_=0.1, temperature=0.5)  # of one size, so that none hides
@@ -24,10 +25,11 @@ class Case(NamedTuple):
     Attributes:
         cfg: arguments of the loss.
         twin: of the loss, and of student and teacher (arrays): the value, in plain Python and numpy.
-        shapes: of student and teacher, each a batch that it takes.
+        shapes: of student and teacher, each a batch that it takes; of a pyramid each side is a list of them.
         samples: data samples for a shape.
         ranks: dimensions that it takes.
         zero: is 0 for equal inputs, and for these only.
+        stops: takes something that it computes for a constant, which finite differences do not.
     """
 
     cfg: dict
@@ -36,6 +38,7 @@ class Case(NamedTuple):
     samples: Callable[[tuple], list] | None = None
     ranks: tuple[int, ...] = (4,)
     zero: bool = True
+    stops: bool = False
 
 
 def same(*shapes: tuple) -> list[tuple]:
@@ -47,9 +50,10 @@ def build(name: str) -> TermLoss:
     return shake(MODELS.build(dict(type=f'mmsokd.{name.split()[0]}', **CASES[name].cfg)))
 
 
-def more(name: str, shape: tuple) -> dict[str, Any]:
+def more(name: str, student: Any) -> dict[str, Any]:
     """What the loss takes beside student and teacher."""
     samples = CASES[name].samples
+    shape = tuple(student.shape if isinstance(student, torch.Tensor) else student[-1].shape)
     return dict(samples=samples(shape)) if samples else {}
 
 
@@ -76,10 +80,14 @@ def numbered(shape):
 # ---- twins that need more than both features ------------------------------------------------------------------------
 
 
+def true_classes(shape):
+    """One a prediction, in their order."""
+    samples = classes(shape)
+    return [y for x in samples for y in (x.gt_sem_seg.data if len(shape) == 4 else x.gt_label).flatten().tolist()]
+
+
 def dkd_twin(loss, s, t):
-    samples = classes(s.shape)
-    targets = [y for x in samples for y in (x.gt_sem_seg.data if s.ndim == 4 else x.gt_label).flatten().tolist()]
-    return logits.dkd(s, t, targets, 0.7, 3.0, 2.0)
+    return logits.dkd(s, t, true_classes(s.shape), 0.7, 3.0, 2.0)
 
 
 def crd_twin(loss, s, t):
@@ -118,6 +126,59 @@ def fgd_twin(loss, s, t):
     return dense.fgd(s, t, in_cells(boxes(s.shape)), blocks, **FGD)
 
 
+SKD = dict(tau=2.0, softening=3.0, anchor=0.7)
+
+
+def skd_layers(loss):
+    """Of the simplifier, by the twin's names."""
+    net = loss.simplifier
+    names = dict(embed=net.embed.weight, place=net.place, norm=net.norm.weight, norm_bias=net.norm.bias)
+    names |= dict(qkv=net.qkv.weight, qkv_bias=net.qkv.bias, out=net.out.weight, out_bias=net.out.bias)
+    return {name: arrays(x)[0] for name, x in names.items() if x is not None}
+
+
+def skd_twin(loss, s, t, residual='logits'):
+    labels = true_classes(s.shape)
+    chosen = loss._draw(torch.tensor(labels)).tolist()
+    rows = [[skd.rows_of(x, s.shape[1])[i] for i in chosen] for x in (s, t)]
+    labels = [labels[i] for i in chosen]
+    return skd.skd(*rows, labels, skd_layers(loss), heads=2, residual=residual, **SKD)[0]
+
+
+SSR = dict(channel_weight=0.7, response_weight=0.9, review_weight=0.4, auxiliary_weight=0.6)
+STAGES = [(3, 2, 4, 6), (3, 3, 3, 3)], [(3, 4, 4, 5), (3, 2, 2, 3)]  # of student and teacher
+PICTURES = STAGES[0] + [(3, 4)], STAGES[1] + [(3, 4)]
+SEGMENTS = STAGES[0] + [(3, 4, 2, 3)], STAGES[1] + [(3, 4, 2, 3)]
+
+
+def ssr_nets(loss, trained=True):
+    """The layers, by the twin's names, with BatchNorm's kept statistics unless it is ``trained``."""
+
+    def norm(module):
+        kept = None if trained else tuple(arrays(module.norm.running_mean, module.norm.running_var))
+        return [*arrays(module.conv.weight, module.norm.weight, module.norm.bias), kept, module.with_activation]
+
+    def head(module):
+        return [*norm(module.conv), *arrays(module.classify.weight, module.classify.bias)]
+
+    heads = dict(student=loss.student_heads, teacher=loss.teacher_heads)
+    return dict(fits=[norm(x) for x in loss.fits]) | {side: [head(x) for x in found] for side, found in heads.items()}
+
+
+def ssr_labels(shape):
+    """The classes for logits of a size, as numpy: of a dense one by the cell in which each new cell's centre lies."""
+    samples = classes(shape)
+    if len(shape) == 2:
+        return lambda size: [x.gt_label.item() for x in samples]
+    maps = [x.gt_sem_seg.data[0].numpy() for x in samples]
+    return lambda size: [nearest(plane, tuple(size), 0.5) for plane in maps]
+
+
+def ssr_twin(loss, s, t, **kwargs):
+    parts = mtkdssr.parts(s, t, ssr_nets(loss), ssr_labels(s[-1].shape), tau=2.0, **kwargs)
+    return sum(weight * part for weight, part in zip(SSR.values(), parts, strict=True))
+
+
 CASES = {
     'FitNetLoss': Case({}, lambda _, s, t: losses.fitnet(s, t), same((4, 3, 5, 6), (4, 3)), ranks=(2, 3, 4)),
     'ATLoss': Case(
@@ -148,6 +209,14 @@ CASES = {
         ranks=(2, 4),
     ),
     'DKDLoss': Case(dict(alpha=0.7, beta=3.0, tau=2.0), dkd_twin, same((6, 5), (2, 5, 3, 4)), classes, ranks=(2, 4)),
+    'DRKDLoss': Case(
+        dict(tau=3.0),
+        lambda _, s, t: logits.drkd(s, t, true_classes(s.shape), 3.0),
+        same((6, 5), (2, 5, 3, 4)),
+        classes,
+        ranks=(2, 4),
+        zero=False,
+    ),
     'DISTLoss': Case(
         dict(beta=2.0, gamma=0.5, tau=3.0),
         lambda _, s, t: logits.dist(s, t, 2.0, 0.5, 3.0),
@@ -173,5 +242,63 @@ CASES = {
         numbered,
         ranks=(2, 4),
         zero=False,
+    ),
+    'StudentFriendlyKDLoss': Case(
+        dict(teacher_channels=5, embed_dims=6, num_heads=2, max_tokens=7, **SKD),
+        skd_twin,
+        same((6, 5), (2, 5, 3, 4), (3, 5)),
+        classes,
+        ranks=(2, 4),
+        zero=False,
+    ),
+    'StudentFriendlyKDLoss over classes': Case(
+        dict(
+            teacher_channels=5,
+            embed_dims=6,
+            num_heads=2,
+            max_tokens=7,
+            over='classes',
+            residual='probabilities',
+            **SKD,
+        ),
+        lambda loss, s, t: skd_twin(loss, s, t, 'probabilities'),
+        same((6, 5), (2, 5, 3, 4)),
+        classes,
+        ranks=(2, 4),
+        zero=False,
+    ),
+    'MTKDSSRLoss': Case(
+        dict(
+            student_channels=[2, 3, 4],
+            teacher_channels=[4, 2, 4],
+            signed=[False, True, True],
+            tau=2.0,
+            head_channels=3,
+            **SSR,
+        ),
+        ssr_twin,
+        [PICTURES, SEGMENTS],
+        classes,
+        ranks=(),
+        zero=False,
+        stops=True,
+    ),
+    'MTKDSSRLoss of given responses': Case(
+        dict(
+            student_channels=[2, 3, 4, 4],
+            teacher_channels=[4, 2, 4, 4],
+            signed=[True, False, True, True],
+            num_responses=2,
+            tau=2.0,
+            activation='sigmoid',
+            review='all',
+            **SSR,
+        ),
+        lambda loss, s, t: ssr_twin(loss, s, t, activation='sigmoid', review='all'),
+        [tuple([*side, (3, 4, 4, 3), (3, 4, 2, 2)] for side in STAGES)],
+        classes,
+        ranks=(),
+        zero=False,
+        stops=True,
     ),
 }

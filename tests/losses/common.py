@@ -6,6 +6,9 @@ from mmengine.structures import InstanceData
 
 
 def feats(seed=0, shape=(2, 3, 5, 6)):
+    """At random; a list of them, level by level, for a list of shapes."""
+    if isinstance(shape, list):
+        return [feats(seed + 10 * i, level) for i, level in enumerate(shape)]
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
@@ -35,7 +38,7 @@ def shake(module, seed=0):
 
 
 def arrays(*tensors):
-    return [x.detach().numpy() for x in tensors]
+    return [arrays(*x) if isinstance(x, list) else x.detach().numpy() for x in tensors]
 
 
 def relative_error(value, expected):

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
+from torch.utils._pytree import tree_flatten, tree_map
 
 import mmsokd.losses
 from mmsokd.registry import MODELS
@@ -12,10 +13,16 @@ from tests.losses.cases import CASES, build, more
 from tests.losses.common import arrays, assert_agrees, feats, relative_error
 
 every_loss = pytest.mark.parametrize('name', CASES)
+LEVELWISE = [name for name in CASES if not MODELS.get(f'mmsokd.{name.split()[0]}').pyramid]
 
 
 def pair(shapes, seed=1, dtype=torch.float64):
-    return [feats(seed + i, shape).to(dtype) for i, shape in enumerate(shapes)]
+    return [tree_map(lambda x: x.to(dtype), feats(seed + i, shape)) for i, shape in enumerate(shapes)]
+
+
+def leaves(*sides):
+    """The tensors of both sides, of all levels."""
+    return tree_flatten(sides)[0]
 
 
 def of_rank(name, rank):
@@ -24,9 +31,14 @@ def of_rank(name, rank):
 
 
 def call(loss, name, s, t):
-    """With the same draws each time."""
+    """The value, with the same draws each time; and what the loss tells of itself is scalars by the names it gave."""
     torch.manual_seed(0)
-    return loss(s, t, **more(name, tuple(s.shape)))
+    found = loss(s, t, **more(name, s))
+    if not loss.stats:
+        return found
+    assert tuple(found.stats) == loss.stats
+    assert all(value.shape == () and not value.requires_grad for value in found.stats.values())
+    return found.loss
 
 
 def test_nobody_is_forgotten():
@@ -48,7 +60,7 @@ def test_against_the_slow_twin(name):
     assert_agrees(name, errors)
 
 
-@every_loss
+@pytest.mark.parametrize('name', [name for name in CASES if not CASES[name].stops])
 def test_gradient_against_finite_differences(name):
     """To the parameters, and to the teacher too: the unrolled search passes through it."""
     for shapes in CASES[name].shapes[:2]:
@@ -60,7 +72,8 @@ def test_gradient_against_finite_differences(name):
         def function(s, t, *parameters, loss=loss, names=names):
             torch.manual_seed(0)
             values = dict(zip(names, parameters, strict=True))
-            return torch.func.functional_call(loss, values, (s, t), more(name, tuple(s.shape)))
+            found = torch.func.functional_call(loss, values, (s, t), more(name, s))
+            return found.loss if loss.stats else found
 
         inputs = [x.detach().clone().requires_grad_() for x in (s, t, *parameters)]
         assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
@@ -80,14 +93,24 @@ def test_value_and_gradients_are_finite_at_every_scale(name, scale):
     shapes = [*CASES[name].shapes, *([(1, c, *rest) for _, c, *rest in of_rank(name, r)] for r in CASES[name].ranks)]
     shapes += [[(1, c, 1, 1) for _, c, *_ in shapes[0]]] * (4 in CASES[name].ranks)
     loss = build(name).float()
+
+    def scaled(by, x):
+        return tree_map(lambda level: (by * level).requires_grad_(), x)
+
     for s, t in (pair(both, dtype=torch.float32) for both in shapes):
-        for inputs in ((scale * s, t), (scale * s, scale * t), (scale * torch.ones_like(s), torch.ones_like(t))):
-            s_t = [x.requires_grad_() for x in inputs]
+        ones = [tree_map(torch.ones_like, x) for x in (s, t)]
+        for inputs in (
+            (scaled(scale, s), scaled(1, t)),
+            (scaled(scale, s), scaled(scale, t)),
+            map(scaled, (scale, 1), ones),
+        ):
+            s_t = list(inputs)
             loss.zero_grad()
             value = call(loss, name, *s_t)
             value.backward()
             assert value.isfinite()
-            assert all(x.grad.isfinite().all() for x in (*s_t, *loss.parameters()))  # DDP waits for all of them
+            used = [x for x in leaves(s_t) if x.grad is not None or not CASES[name].stops]  # a constant has none
+            assert all(x.grad.isfinite().all() for x in (*used, *loss.parameters()))  # DDP waits for all of them
 
 
 @every_loss
@@ -99,13 +122,13 @@ def test_fp32_inside_autocast(name):
         assert value.dtype == torch.float32
         assert torch.equal(value, call(loss, name, s, t))
         for dtype in (torch.float16, torch.bfloat16):
-            narrow = (300 * s).to(dtype), (300 * t).to(dtype)
+            narrow = tree_map(lambda x, dtype=dtype: (300 * x).to(dtype), (s, t))
             value = call(loss, name, *narrow)
             assert value.dtype == torch.float32
-            assert torch.equal(value, call(loss, name, *(x.float() for x in narrow)))
+            assert torch.equal(value, call(loss, name, *tree_map(torch.Tensor.float, narrow)))
 
 
-@every_loss
+@pytest.mark.parametrize('name', LEVELWISE)
 @pytest.mark.parametrize('rank', [2, 3, 4])
 def test_ranks(name, rank):
     loss, (s, t) = build(name), pair(of_rank(name, rank))
@@ -125,7 +148,7 @@ def test_sizes_must_fit(name):
         call(loss, name, s, t[..., :-1])
 
 
-@pytest.mark.parametrize('name', [name for name in CASES if not build(name).same_size])
+@pytest.mark.parametrize('name', [name for name in LEVELWISE if not build(name).same_size])
 def test_sizes_may_differ(name):
     loss = build(name)
     s, t = (feats(i, (5, shape[1], 3, 2 + i)) for i, shape in enumerate(CASES[name].shapes[0]))
@@ -144,10 +167,11 @@ def test_weight(name):
 
 @every_loss
 def test_reads_no_value(name):
+    pairs = [pair(shapes) for shapes in CASES[name].shapes[:2]]
     with FakeTensorMode():  # fake tensors have no values: reading one raises, as it would wait for a GPU
         loss = MODELS.build(dict(type=f'mmsokd.{name.split()[0]}', **CASES[name].cfg))
-        for shapes in CASES[name].shapes[:2]:
-            s, t = (torch.randn(shape, requires_grad=True) for shape in shapes)
+        for both in pairs:
+            s, t = tree_map(lambda x: torch.randn(x.shape, requires_grad=True), both)
             call(loss, name, s, t).backward()
 
 
@@ -156,13 +180,18 @@ def test_reads_no_value(name):
 def test_no_step_waits_for_the_device(name):
     for shapes in CASES[name].shapes[:2]:
         loss = build(name).float().cuda()
-        s, t = (x.cuda().requires_grad_() for x in pair(shapes, dtype=torch.float32))
-        extra = {key: [x.to('cuda') for x in samples] for key, samples in more(name, tuple(s.shape)).items()}
-        loss(s, t, **extra).backward()  # the first step allocates
+        s, t = tree_map(lambda x: x.cuda().requires_grad_(), pair(shapes, dtype=torch.float32))
+        extra = {key: [x.to('cuda') for x in samples] for key, samples in more(name, s).items()}
+
+        def step(loss=loss, s=s, t=t, extra=extra):
+            found = loss(s, t, **extra)
+            (found.loss if loss.stats else found).backward()
+
+        step()  # the first one allocates
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode('error')
         try:
-            loss(s, t, **extra).backward()
+            step()
         finally:
             torch.cuda.set_sync_debug_mode('default')
 
@@ -185,6 +214,8 @@ WRONG = [
     ('DKDLoss', dict(beta=float('inf')), 'beta: expected a number >= 0, found inf'),
     ('DKDLoss', dict(tau=0), 'tau: expected a number > 0, found 0'),
     ('DKDLoss', dict(ignore_index='a'), "ignore_index: expected an integer, found 'a'"),
+    ('DRKDLoss', dict(tau=0), 'tau: expected a number > 0, found 0'),
+    ('DRKDLoss', dict(ignore_index='a'), "ignore_index: expected an integer, found 'a'"),
     ('FGDLoss', dict(alpha=float('nan')), 'alpha: expected a number >= 0, found nan'),
     ('FGDLoss', dict(lambda_=-1), 'lambda_: expected a number >= 0, found -1'),
     ('FGDLoss', dict(temperature=0), 'temperature: expected a number > 0, found 0'),

@@ -9,7 +9,7 @@ from mmengine.structures import InstanceData, PixelData
 from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 
-from mmsokd.losses import dist_loss, dkd_loss, kd_loss
+from mmsokd.losses import dist_loss, dkd_loss, kd_loss, rectified
 from mmsokd.losses.dist import pearson
 from mmsokd.registry import MODELS
 from tests.losses.cases import build, more
@@ -17,23 +17,23 @@ from tests.losses.common import feats
 from tests.reference import logits as reference
 from tests.reference.plain import nearest
 
-LOGITS = ('KDLoss', 'KDLoss sigmoid', 'DKDLoss', 'DISTLoss')
+LOGITS = ('KDLoss', 'KDLoss sigmoid', 'DKDLoss', 'DRKDLoss', 'DISTLoss')
 
 
 def logits(seed, shape=(6, 5)):
     return 3 * feats(seed, shape)
 
 
-def loss_of(name, shape=(6, 5)):
+def loss_of(name):
     """The loss as a function of student and teacher."""
     loss = build(name)
-    return lambda s, t: loss(s, t, **more(name, shape))
+    return lambda s, t: loss(s, t, **more(name, s))
 
 
 @pytest.mark.parametrize('shape', [(1, 5), (3, 2), (1, 5, 1, 1), (2, 3, 2, 1)])
 @pytest.mark.parametrize('name', LOGITS)
 def test_extreme_logits_keep_value_and_gradient_finite(name, shape):
-    loss = loss_of(name, shape)
+    loss = loss_of(name)
     plain, equal = logits(1, shape).float(), torch.zeros(shape)
     sure, hot = torch.full(shape, -1e4), torch.full(shape, -1e4)
     hot[:, 0] = 1e4
@@ -122,6 +122,19 @@ def test_dist_takes_no_direction_from_rounding(classes):
     value.backward()
     assert value == 2
     assert not s.grad.any()
+
+
+def test_a_rectified_teacher_is_right_and_has_the_same_values():
+    t = torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0], [3.0, 1.0, 2.0], [1.0, 1.0, 1.0]])
+    right = torch.tensor([[3.0, 1.0, 2.0], [2.0, 1.0, 3.0], [3.0, 1.0, 2.0], [1.0, 1.0, 1.0]])
+    assert torch.equal(rectified(t, torch.tensor([0, 2, -1, 1])), right)
+
+
+def test_dr_kd_of_ignored_pixels_is_kd():
+    s, t = logits(1, (2, 5, 3, 4)), logits(2, (2, 5, 3, 4))
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=torch.full((1, 7, 10), 255))) for _ in s]
+    loss = MODELS.build(dict(type='mmsokd.DRKDLoss', tau=2.0))
+    torch.testing.assert_close(loss(s, t, samples=samples), kd_loss(s, t, 2.0))
 
 
 # ---- where DKD's classes come from ----------------------------------------------------------------------------------

@@ -40,6 +40,17 @@ def dkd(student, teacher, target, alpha=1.0, beta=8.0, tau=4.0):
     return tau**2 * sum(values) / len(values)
 
 
+def drkd(student, teacher, target, tau=6.0):
+    """``target``: as of :func:`dkd`; None leaves the teacher as it is."""
+    values = []
+    for s, t, y in zip(predictions(student), predictions(teacher), target, strict=True):
+        top = t.index(max(t))
+        if y is not None and y != top:
+            t[top], t[y] = t[y], t[top]
+        values.append(kl(softmax(t, tau), softmax(s, tau)))
+    return tau**2 * sum(values) / len(values)
+
+
 def dist(student, teacher, beta=1.0, gamma=1.0, tau=1.0):
     p, q = (np.array([softmax(row, tau) for row in predictions(x)]) for x in (student, teacher))
     inter = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p, q, strict=True)])
