@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from mmengine.hub import get_config
 from mmengine.optim import OptimWrapper
 from mmengine.runner import load_checkpoint as fill
 
@@ -22,6 +23,7 @@ from tests.builders import (
     segmentor,
     use_scope,
 )
+from tests.distillers.test_families import override, rtmdet, two_stage
 from tests.reference.logits import kd
 from tests.reference.sftn import sftn
 
@@ -339,6 +341,26 @@ def test_trains(task):
     sums = [sum(float(v) for k, v in log.items() if k.startswith('sftn.loss_branch')) for log in logs]
     assert sums[-1] < sums[0]
     assert all(log['loss'].isfinite() for log in logs)
+
+
+@pytest.mark.parametrize(
+    ('family', 'tap', 'stages'),
+    [
+        (two_stage, 'rpn_head.rpn_cls', STAGES),
+        (rtmdet, [f'bbox_head.rtm_cls.{i}' for i in range(3)], [f'backbone.stage{i}' for i in (1, 2, 3)]),
+    ],
+    ids=['two stages', 'rtmdet'],
+)
+def test_steps_in_other_detectors(family, tap, stages):
+    use_scope('mmdet')
+    teacher, student = (
+        override(get_config(f'mmdet::{path}').model, changes) for path, changes in (family(24), family(16))
+    )
+    model = trainer(teacher, student, dict(tap=tap, activation='sigmoid'), stages, 128)
+    losses = losses_of(model, raw_batch(size=128))
+    model.parse_losses(losses)[0].backward()
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert all(losses[f'sftn.loss_{kind}{i}'] > 0 for kind in ('kl', 'branch') for i in (1, 2, 3))
 
 
 # ---- what comes of it -----------------------------------------------------------------------------------------------
