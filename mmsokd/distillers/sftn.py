@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmsokd.checks import check_bool, check_integer, check_number, nearest, telling
 from mmsokd.distillers.adapting import shape_text
 from mmsokd.distillers.build import build_model, load_weights
-from mmsokd.distillers.cutting import Cutter, handing
+from mmsokd.distillers.cutting import Cutter, Given, handing
 from mmsokd.distillers.face import Face
 from mmsokd.distillers.parts import build_part, part_class
 from mmsokd.distillers.schedule import Clock
@@ -113,12 +113,9 @@ class SFTNTeacherTrainer(Face):
         self.detach_teacher = detach_teacher
         self.kl = _build_kl(kl)
         self._stages = _parse_stages(stages)
-        self._connect(build_model('student', student, data_preprocessor), transform, probe_size)
-        if share_head:
-            self._share_head()
-        self._branch_taps = [FeatureTap(x, [self.kl.student_tap], copied=self._overwritten) for x in self.branches]
+        self._connect(build_model('student', student, data_preprocessor), transform, share_head, probe_size)
 
-    def _connect(self, student: nn.Module, transform: Mapping, size: int) -> None:
+    def _connect(self, student: nn.Module, transform: Mapping, share_head: bool, size: int) -> None:
         """Dry-run both models, cut the branches, and build what depends on their shapes."""
         for stage in self._stages:
             with telling(f'{stage.key}.teacher', 'tap'):
@@ -129,25 +126,25 @@ class SFTNTeacherTrainer(Face):
             theirs = probe(self.teacher, self._taps, size)
         self._tap = FeatureTap(self.teacher, self._taps, copied=theirs.overwritten)
         cutter = Cutter(student, {f'{s.key}.student': s.student for s in self._stages}, self.kl.student_tap, size)
+        ours = cutter.probe
         self.branches = ModuleList(cutter.cut(i) for i in range(len(self._stages)))
-        self._overwritten = cutter.probe.overwritten
-        self._calls = {TEACHER: theirs.calls, STUDENT: cutter.probe.calls}
+        if share_head:
+            self._share_head()
+        self._branch_taps = [FeatureTap(x, [self.kl.student_tap], copied=ours.overwritten) for x in self.branches]
+        self._calls = {TEACHER: theirs.calls, STUDENT: ours.calls}
         self._specs = [
-            (_one_map(f'{s.key}.teacher', theirs.specs[s.teacher]), *cutter.probe.specs[s.student])
-            for s in self._stages
+            (_one_map(f'{s.key}.teacher', theirs.specs[s.teacher]), *ours.specs[s.student]) for s in self._stages
         ]
         self.transforms = ModuleList(_build_transform(transform, *specs) for specs in self._specs)
-        self.kl.build(cutter.probe.specs[self.kl.student_tap], theirs.specs[self.kl.teacher_tap])
+        self.kl.build(ours.specs[self.kl.student_tap], theirs.specs[self.kl.teacher_tap])
 
     def _share_head(self) -> None:
-        for stage in self._stages:
-            if not stage.student.startswith('backbone.'):
-                raise ValueError(f'share_head: expected False beside {stage.key}.student={stage.student!r}, found True')
-        first, *others = self.branches
-        for name, module in first.named_children():
-            if name not in ('backbone', 'data_preprocessor'):
-                for other in others:
-                    other.add_module(name, module)
+        """Give all branches the first one's parts, but for those that are cut."""
+        for name, module in self.branches[0].named_children():
+            parts = [getattr(branch, name) for branch in self.branches]
+            if not any(isinstance(x, Given) for part in parts for x in part.modules()):
+                for branch in self.branches:
+                    branch.add_module(name, module)
 
     def loss(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Tensor]:
         """The teacher's own losses, and of each branch ``sftn.loss_branch<i>`` and ``sftn.loss_kl<i>``, all weighted.

@@ -106,7 +106,7 @@ def test_loss_equals_the_reference(kwargs, reference):
     model = small(**kwargs).double()
     with torch.no_grad():  # so that the predictions differ
         for net in (model.teacher, *model.branches):
-            net.head.fc.weight.mul_(30)
+            net.head.fc.weight.mul_(5)
     data = model.data_preprocessor(batch(), True)
     data['inputs'] = data['inputs'].double()
     losses = {name: float(value) for name, value in model(**data, mode='loss').items()}
@@ -518,6 +518,17 @@ def test_tokens_of_a_student_are_refused():
     stages = [dict(teacher='backbone.layer2', student='backbone.layers.1')]
     with pytest.raises(ValueError, match=r'^stages\[0\]\.student: '):
         trainer(classifier(8), student, dict(teacher_tap='head.fc', student_tap='head.layers.head'), stages, 64)
+
+
+@pytest.mark.parametrize('side', ['teacher', 'student'])
+def test_logits_that_a_training_forward_computes_twice_are_refused(side, monkeypatch):
+    model = small()
+    net = model.teacher if side == 'teacher' else model.branches[1]
+    monkeypatch.setattr(
+        net.head, 'pre_logits', lambda feats: net.head.fc(feats[-1]) * 0 @ net.head.fc.weight + feats[-1]
+    )
+    with pytest.raises(ValueError, match=rf"^{side}: tap 'head\.fc': expected 1 calls of it .* found 2"):
+        losses_of(model, batch())
 
 
 def test_a_loss_that_is_no_number_stops_it():
