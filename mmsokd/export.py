@@ -1,4 +1,4 @@
-"""From a distiller's checkpoint to one of the plain student, and a strict way back in."""
+"""From a checkpoint of ours to one of the plain model that was trained, and a strict way back in."""
 
 import io
 import os
@@ -10,37 +10,44 @@ from torch import nn
 
 from mmsokd.checkpoint import write_atomically
 
-_PREFIX = 'student.'
 
-
-def export_student(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The student alone: its weights under the plain model's names, and the meta data that testing needs.
+def export_part(checkpoint: dict[str, Any], part: str) -> dict[str, Any]:
+    """One part alone: its weights under the plain model's names, and the meta data that testing needs.
 
     The weights are those the checkpoint would be tested with: the averaged ones where an EMAHook wrote it.
 
     Args:
-        checkpoint: what MMEngine saved of a distiller.
+        checkpoint: what MMEngine saved of a model of ours.
+        part: where the part is in it: a distiller's ``'student'``; the ``'teacher'`` that SFTN trained, or a branch of
+            it, ``'branches.0'``.
 
     Raises:
-        ValueError: it is not a distiller's checkpoint.
+        ValueError: it has no such part.
     """
     state = checkpoint.get('state_dict') if isinstance(checkpoint, dict) else None
     state = {str(k): v for k, v in state.items()} if isinstance(state, dict) else {}
-    student = OrderedDict((k.removeprefix(_PREFIX), v) for k, v in state.items() if k.startswith(_PREFIX))
-    if not student:
+    prefix = f'{part}.'
+    found = OrderedDict((k.removeprefix(prefix), v) for k, v in state.items() if k.startswith(prefix))
+    if not found:
         raise ValueError(
-            f"checkpoint: expected a distiller's, whose keys begin with '{_PREFIX}', found {list(state)[:3]}"
+            f"checkpoint: expected a distiller's (or SFTNTeacherTrainer's), whose keys begin with '{prefix}', found "
+            f'{list(state)[:3]}'
         )
     meta = checkpoint.get('meta')
-    meta = {k: v for k, v in meta.items() if k != 'cfg'} if isinstance(meta, dict) else {}  # cfg is the distiller's
-    return dict(meta=meta, state_dict=student)
+    meta = {k: v for k, v in meta.items() if k != 'cfg'} if isinstance(meta, dict) else {}  # cfg is the whole's
+    return dict(meta=meta, state_dict=found)
+
+
+def export_student(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """:func:`export_part` of a distiller's student."""
+    return export_part(checkpoint, 'student')
 
 
 def load_student(model: nn.Module, filename: str | os.PathLike, trust: bool = False) -> None:
-    """Load an exported student strictly.
+    """Load an exported student, or an exported teacher, strictly.
 
     Args:
-        model: the plain student.
+        model: the plain model.
         filename: path or URL.
         trust: read the file by pickle, which runs whatever it says.
 

@@ -25,7 +25,9 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(p for p in (ROOT / 'configs').rglob('*.py') if '_base_' not in p.parts)
 # Not what the models of a folder share, its data and schedule. CIFAR-100's have tests of their own.
 MODEL_CONFIGS = [p for p in CONFIGS if p.stem not in (p.parent.name, 'shapes') and 'cifar' not in p.name]
-HOSTS = [p for p in CONFIGS if p.name.startswith(f'{p.parent.name}_') and p.parent.name != 'sokd']  # alone
+HOSTS = [
+    p for p in CONFIGS if p.name.startswith(f'{p.parent.name}_') and p.parent.name not in ('sokd', 'sftn')
+]  # alone
 FAMILIES = {
     'detection/sokd': {'faster-rcnn', 'retinanet', 'fcos', 'gfl'},
     'segmentation/sokd': {'pspnet', 'deeplabv3', 'deeplabv3plus', 'segformer'},
@@ -65,6 +67,10 @@ def is_distiller(cfg):
     return cfg.model.type in ('mmsokd.Distiller', 'mmsokd.SoKDDistiller')
 
 
+def trains_a_teacher(cfg):
+    return cfg.model.type == 'mmsokd.SFTNTeacherTrainer'
+
+
 def build_small(path):
     """Whole architectures for small pictures; without the teacher's weights, which are not to be had here."""
     cfg = load(path)
@@ -76,9 +82,16 @@ def build_small(path):
         for term in cfg.model.terms.values():
             if 'num_samples' in term:  # CRD's banks, whose 1.3 GB nobody looks at here
                 term.num_samples = 16
+    teacher = {}
+    if trains_a_teacher(cfg):
+        cfg.model.probe_size = side
+        if 'cfg' in cfg.model.teacher:
+            cfg.model.teacher.checkpoint = None
+            teacher = cfg.model.teacher.cfg
     if cfg.model.get('data_preprocessor') is None:  # as MMEngine's Runner does
         cfg.model.data_preprocessor = cfg.get('data_preprocessor')
-    for preprocessor in (cfg.model.data_preprocessor, cfg.model.get('student', {}).get('data_preprocessor')):
+    for network in (cfg.model, cfg.model.get('student', {}), teacher):
+        preprocessor = network.get('data_preprocessor')
         if 'size' in (preprocessor or {}):
             preprocessor.size = (side, side)
     model = ROOT_MODELS.build(cfg.model).train()

@@ -1,6 +1,7 @@
 """Turn a distiller's checkpoint into one that the plain student config loads strictly.
 
 python tools/export_student.py work_dirs/sokd/epoch_12.pth student.pth [--config my_student.py]
+python tools/export_student.py work_dirs/sftn/epoch_12.pth teacher.pth --part teacher
 """
 
 import argparse
@@ -8,14 +9,20 @@ from pathlib import Path
 
 from mmsokd.checkpoint import load_checkpoint
 from mmsokd.distillers.build import build_model
-from mmsokd.export import export_student, load_student, save_atomically
+from mmsokd.export import export_part, load_student, save_atomically
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('checkpoint', help='checkpoint of a distiller')
+    parser.add_argument('checkpoint', help='checkpoint of a distiller, or of SFTNTeacherTrainer')
     parser.add_argument('out', help='file to write')
-    parser.add_argument('--config', help='plain student config, into which the result is then loaded as a check')
+    parser.add_argument(
+        '--part',
+        default='student',
+        help="what of it: 'student'; of SFTNTeacherTrainer 'teacher', or 'branches.0', the student's stages after the "
+        'first, its neck and its head, to start a student from (default: student)',
+    )
+    parser.add_argument('--config', help='plain config of that model, into which the result is then loaded as a check')
     parser.add_argument('--trust-checkpoint', action='store_true', help='read it by pickle, which may run code in it')
     return parser.parse_args()
 
@@ -24,7 +31,7 @@ def main() -> None:
     args = parse_args()
     if not Path(args.checkpoint).is_file():
         raise SystemExit(f'checkpoint: expected a file, found none at {args.checkpoint!r}')
-    exported = export_student(load_checkpoint(args.checkpoint, trust=args.trust_checkpoint))
+    exported = export_part(load_checkpoint(args.checkpoint, trust=args.trust_checkpoint), args.part)
     save_atomically(exported, args.out)
     if args.config:
         load_student(build_model('config', args.config), args.out, args.trust_checkpoint)

@@ -1,7 +1,7 @@
 """Test a student: by a distiller's config or by its own, with a distiller's checkpoint or with an exported one.
 
-Testing takes the student's weights alone, so each of the four combinations does. They are loaded strictly: a checkpoint
-of another model is an error here, and no AP of 0.
+Testing takes the student's weights alone, so each of the four combinations does; so it is with the teacher that SFTN
+trains. They are loaded strictly: a checkpoint of another model is an error here, and no AP of 0.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from torch import nn
 
 import mmsokd  # noqa: F401  registers the scope
 from mmsokd.checkpoint import load_checkpoint as read_checkpoint
-from mmsokd.distillers import Distiller
-from mmsokd.export import export_student, load_student
+from mmsokd.distillers.face import Face
+from mmsokd.export import export_part, load_student
 
 # What mmdet's and mmpretrain's own tools/test.py do where the config has no tta_model: average over flips.
 FLIP_TTA = {
@@ -87,26 +87,28 @@ def keep_predictions(cfg: Config, out: str) -> DumpResults | None:
     return DumpResults(out_file_path=out)
 
 
-def student_of(model: nn.Module) -> nn.Module:
+def trained_of(model: nn.Module) -> nn.Module:
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
-    return model.student if isinstance(model, Distiller) else model
+    return model.get_submodule(model.trains) if isinstance(model, Face) else model
 
 
-def load_checkpoint(student: nn.Module, filename: str) -> None:
-    """Load an exported student, or a distiller's checkpoint, strictly."""
+def load_checkpoint(model: nn.Module, filename: str) -> None:
+    """Load an exported checkpoint, or what of one of ours was trained, strictly."""
     try:
         state = read_checkpoint(filename).get('state_dict', {})
     except (FileNotFoundError, AttributeError):
         state = {}  # load_student says it better
-    if not any(str(key).startswith('student.') for key in state):
-        load_student(student, filename)
+    roots = {str(key).split('.')[0] for key in state}
+    part = next((part for part in ('student', 'teacher') if part in roots), None)
+    if part is None:
+        load_student(model, filename)
         return
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(folder) / Path(filename).name
-        torch.save(export_student(dict(state_dict=state)), exported)
+        torch.save(export_part(dict(state_dict=state), part), exported)
         try:
-            load_student(student, exported)
+            load_student(model, exported)
         except ValueError as error:
             raise ValueError(str(error).replace(str(exported), filename)) from None  # the file that the user knows
 
@@ -121,7 +123,7 @@ def main() -> None:
         augment_tests(cfg)
     dump = keep_predictions(cfg, args.out) if args.out else None
     runner = build_runner(cfg)
-    load_checkpoint(student_of(runner.model), args.checkpoint)
+    load_checkpoint(trained_of(runner.model), args.checkpoint)
     if dump is not None:
         runner.test_evaluator.metrics.append(dump)
     runner.test()

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
-from mmengine.model import BaseModel, ModuleDict
+from mmengine.model import ModuleDict
 from torch import Tensor
 
 from mmsokd.areas import AreaResult
 from mmsokd.checks import check_bool, nearest, telling
 from mmsokd.distillers.build import build_model
-from mmsokd.distillers.finite import FiniteGuard
+from mmsokd.distillers.face import Face
 from mmsokd.distillers.plugins import Areas, Refiner, RefineStep
 from mmsokd.distillers.schedule import Clock
 from mmsokd.distillers.teacher import Teacher
@@ -37,7 +37,7 @@ _AREA_KEYS = (
 
 
 @MODELS.register_module()
-class Distiller(BaseModel):
+class Distiller(Face):
     """Trains ``student`` on its own task losses and on ``terms``, which compare its features with a teacher's.
 
     In ``loss`` mode it runs one step of the picture in the documentation's *concepts*; in ``predict`` and ``tensor``
@@ -61,6 +61,8 @@ class Distiller(BaseModel):
             was found, what was expected and the nearest valid name.
     """
 
+    trains = STUDENT
+
     def __init__(
         self,
         student: Any,
@@ -82,10 +84,8 @@ class Distiller(BaseModel):
         if isinstance(probe_size, bool) or not isinstance(probe_size, int) or probe_size < 1:
             raise ValueError(f'probe_size: expected a side in pixels, found {probe_size!r}')
         student = build_model('student', student, data_preprocessor)
-        super().__init__(getattr(student, 'data_preprocessor', None) or data_preprocessor, init_cfg)
-        self.student = student
+        super().__init__(student, data_preprocessor, init_cfg)
         self.keep_host = keep_host
-        self._guard = FiniteGuard()
         self._looked_for_deaf_taps = False
         self._teachers = self._build_teachers(teacher, teachers, data_preprocessor)
         for guard in self._teachers.values():
@@ -174,30 +174,6 @@ class Distiller(BaseModel):
             raise ValueError(f'teacher: expected a distiller with one, found {list(self._teachers)}; see .teachers')
         return next(iter(self._teachers.values())).module
 
-    def __getattr__(self, name: str) -> Any:
-        """What is not here is the student's: its library's hooks and test-time wrappers read it off the model."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            student = vars(self).get('_modules', {}).get('student')  # not there yet while a copy is made
-            if student is None or name.startswith('_'):
-                raise
-        if not hasattr(student, name):
-            raise AttributeError(
-                f"neither {type(self).__name__} nor its student, a {type(student).__name__}, has an attribute '{name}'"
-            )
-        return getattr(student, name)
-
-    @property
-    def get_layer_depth(self) -> Callable:
-        """A parameter's depth and the student's, for mmpretrain's layer-wise learning rates; the rest is its head.
-
-        Raises:
-            AttributeError: the student has no such method.
-        """
-        depth = self.student.get_layer_depth
-        return lambda param_name, *args: depth(param_name.removeprefix('student.'), *args)
-
     def train(self, mode: bool = True) -> 'Distiller':
         """Set the student's mode; a teacher stays in eval."""
         super().train(mode)
@@ -205,29 +181,7 @@ class Distiller(BaseModel):
             teacher.module.eval()
         return self
 
-    def check_finite(self) -> None:
-        """Wait for the flags of the steps so far.
-
-        Raises:
-            FloatingPointError: some loss was NaN or Inf; names it.
-        """
-        self._guard.check(wait=True)
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        """Let a plain student's checkpoint (``load_from`` of the user's old config) fill the student."""
-        own = set(self.student.state_dict())
-        if not any(key.startswith(f'{prefix}student.') for key in state_dict):
-            for key in [key for key in state_dict if key.removeprefix(prefix) in own]:
-                state_dict[f'{prefix}student.{key.removeprefix(prefix)}'] = state_dict.pop(key)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
     # ---- the step -------------------------------------------------------------------------------------------------
-
-    def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor') -> Any:
-        """As MMEngine's models do: ``loss`` gives a dict of losses, any other mode is the student's."""
-        if mode == 'loss':
-            return self.loss(inputs, data_samples)
-        return self.student(inputs, data_samples, mode=mode)
 
     def loss(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Tensor]:
         """The student's own losses, each term's as ``distill.<name>``, and SoKD's as ``sokd.*``.

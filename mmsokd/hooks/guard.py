@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 from mmsokd.checkpoint import guard_mmengine
 from mmsokd.checks import check_bool
 from mmsokd.hooks.checkpoint import make_saves_atomic
-from mmsokd.hooks.common import distiller_of
+from mmsokd.hooks.common import model_of
 from mmsokd.registry import HOOKS
 
 
@@ -24,7 +24,7 @@ class GuardHook(Hook):
 
     Raises:
         ValueError: the training set is empty, or no picture of it has an annotation; or the optimizer's constructor
-            does not find the layers of the student, to which it gives learning rates.
+            does not find the layers of the trained model, to which it gives learning rates.
         FloatingPointError: a loss or a weight is NaN or Inf when a checkpoint is about to be written.
     """
 
@@ -42,7 +42,7 @@ class GuardHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Look for annotations, and at the learning rates."""
         _check_annotated(runner.train_dataloader.dataset)
-        _check_layer_decay(runner.optim_wrapper.param_groups)
+        _check_layer_decay(runner.optim_wrapper.param_groups, model_of(runner).trains)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Look at the weights before CheckpointHook does: a library's own may remove the oldest file first."""
@@ -62,9 +62,9 @@ class GuardHook(Hook):
 
 
 def _check_weights(runner: Runner) -> None:
-    distiller = distiller_of(runner)
-    distiller.check_finite()
-    for name, value in distiller.state_dict().items():
+    model = model_of(runner)
+    model.check_finite()
+    for name, value in model.state_dict().items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise FloatingPointError(
                 f'{name}: expected finite weights, found NaN or Inf; no checkpoint is written, the last one is left as '
@@ -72,16 +72,16 @@ def _check_weights(runner: Runner) -> None:
             )
 
 
-def _check_layer_decay(groups: Any) -> None:
+def _check_layer_decay(groups: Any, trains: str) -> None:
     """The constructors of mmdet and mmseg know a layer by its name, 'backbone.stages.0', and scale all others alike."""
     groups = [group for group in groups if 'param_names' in group] if isinstance(groups, list) else []
     names = {name: group.get('lr_scale') for group in groups for name in group['param_names']}
-    scales = {scale for name, scale in names.items() if name.startswith('student.backbone.')}
+    scales = {scale for name, scale in names.items() if name.startswith(f'{trains}.backbone.')}
     if len(scales - {None}) == 1:
         raise ValueError(
-            'optim_wrapper.constructor: expected learning rates that differ between the layers of student.backbone, '
-            f"found a factor of {scales.pop()} for all: this constructor looks for names without 'student.' before "
-            "them; leave 'constructor' out, and give paramwise_cfg=dict(custom_keys={'student.backbone.stages.0': "
+            f'optim_wrapper.constructor: expected learning rates that differ between the layers of {trains}.backbone, '
+            f"found a factor of {scales.pop()} for all: this constructor looks for names without '{trains}.' before "
+            f"them; leave 'constructor' out, and give paramwise_cfg=dict(custom_keys={{'{trains}.backbone.stages.0': "
             'dict(lr_mult=0.5), ...})'
         )
 

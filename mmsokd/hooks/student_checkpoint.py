@@ -1,4 +1,4 @@
-"""Writes student-only weights that the plain student config loads strictly."""
+"""Writes the weights of the trained model alone, which its plain config loads strictly."""
 
 from pathlib import Path
 
@@ -7,7 +7,8 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 
 from mmsokd.checkpoint import load_checkpoint
-from mmsokd.export import export_student, save_atomically
+from mmsokd.export import export_part, save_atomically
+from mmsokd.hooks.common import model_of
 from mmsokd.registry import HOOKS
 
 
@@ -15,16 +16,23 @@ from mmsokd.registry import HOOKS
 class StudentCheckpointHook(Hook):
     """Beside every best checkpoint, and the last one, a file ``student_<its name>`` with the student alone.
 
-    A best checkpoint that MMEngine removes takes its student file with it.
+    A best checkpoint that MMEngine removes takes its student file with it. Where SFTN trains a teacher, that is what is
+    written, as ``teacher_<its name>``.
 
     Args:
-        prefix: what comes before the checkpoint's name.
+        prefix: what comes before the checkpoint's name; by default that of the trained model.
     """
 
     priority = 'LOWEST'  # after CheckpointHook, whose files these are
 
-    def __init__(self, prefix: str = 'student_') -> None:
+    def __init__(self, prefix: str | None = None) -> None:
         self.prefix = prefix
+
+    def before_train(self, runner: Runner) -> None:
+        """See what is trained."""
+        self.part = model_of(runner).trains
+        if self.prefix is None:
+            self.prefix = f'{self.part}_'
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Follow the best checkpoints."""
@@ -39,7 +47,7 @@ class StudentCheckpointHook(Hook):
             self._follow(Path(source))
 
     def _follow(self, source: Path) -> None:
-        """Write the student of ``source``, and drop those of best checkpoints that are gone.
+        """Write the trained model of ``source``, and drop those of best checkpoints that are gone.
 
         Only files of this hook's own naming of MMEngine's ``best_*`` files are ever removed.
         """
@@ -47,10 +55,10 @@ class StudentCheckpointHook(Hook):
         if not source.is_file() or (target.is_file() and target.stat().st_mtime >= source.stat().st_mtime):
             return
         checkpoint = load_checkpoint(source, trust=True)  # this very run has written it
-        save_atomically(export_student(checkpoint), target)
-        for student in target.parent.glob(f'{self.prefix}best_*.pth'):
-            if not student.with_name(student.name.removeprefix(self.prefix)).is_file():
-                student.unlink()
+        save_atomically(export_part(checkpoint, self.part), target)
+        for written in target.parent.glob(f'{self.prefix}best_*.pth'):
+            if not written.with_name(written.name.removeprefix(self.prefix)).is_file():
+                written.unlink()
 
 
 def _best_checkpoints(runner: Runner) -> list[str]:
