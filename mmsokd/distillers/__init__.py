@@ -2,5 +2,6 @@
 
 from mmsokd.distillers.base import Distiller
 from mmsokd.distillers.sokd import SoKDDistiller
+from mmsokd.distillers.tst import TSTDistiller
 
-__all__ = ['Distiller', 'SoKDDistiller']
+__all__ = ['Distiller', 'SoKDDistiller', 'TSTDistiller']
