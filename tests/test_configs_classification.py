@@ -19,8 +19,11 @@ PLAIN = sorted((FOLDER / 'cifar_zoo').glob('*.py'))
 FITNET = sorted((FOLDER / 'fitnet').glob('*_cifar100.py'))
 SOKD = sorted((FOLDER / 'sokd').glob('*_cifar100.py'))
 OTHERS = sorted(
-    p for p in FOLDER.glob('*/*_cifar100.py') if p.parent.name not in ('cifar_zoo', 'fitnet', 'sokd', '_base_')
+    p
+    for p in FOLDER.glob('*/*_cifar100.py')
+    if p.parent.name not in ('cifar_zoo', 'fitnet', 'sftn', 'sokd', 'tst', '_base_')
 )
+TST = sorted((FOLDER / 'tst').glob('*_cifar100.py'))
 SLOW = ('mobilenet', 'shufflenet')  # students that the benchmark trains at a smaller rate
 # channels of the teachers' hint layer, by their papers' widths
 HINT = {'wrn-40-2': 64, 'resnet56': 32, 'resnet110': 32, 'resnet32x4': 128, 'vgg13': 256, 'resnet50': 512}
@@ -42,7 +45,7 @@ PUBLISHED = {
 
 def pair_of(path):
     pairs = {f'{teacher}-{student}': (teacher, student) for teacher, student in PUBLISHED}
-    return pairs[path.name.removeprefix('sokd_').removeprefix('fitnet_').removesuffix('_1xb64_cifar100.py')]
+    return pairs[path.name.removesuffix('_1xb64_cifar100.py').split('_')[-1]]
 
 
 def build_small(path):
@@ -67,7 +70,7 @@ def plain(name):
     return Config.fromfile(FOLDER / f'cifar_zoo/{name}_1xb64_cifar100.py')
 
 
-@pytest.mark.parametrize('path', [*PLAIN, *FITNET, *SOKD], ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', [*PLAIN, *FITNET, *SOKD, *TST], ids=lambda p: p.stem)
 def test_trains_as_the_benchmark_does(path):
     cfg = without_scope(Config.fromfile(path).to_dict())
     student = path.stem if path in PLAIN else pair_of(path)[1]
@@ -176,6 +179,21 @@ def test_other_hosts_make_a_step(path):
         build_training(cfg, model)
     log = step(model)
     assert all(log[f'distill.{name}'] > 0 for name in cfg.model.terms)
+
+
+@pytest.mark.parametrize('path', TST, ids=lambda p: p.stem)
+def test_tst_as_in_the_paper(path):
+    """Temperature 4, weight 1, bursts before the epochs 30 and 90 of 30 passes each; none in the control."""
+    cfg, model = build_small(path)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        build_training(cfg, model)
+    (burst,) = [hook for hook in cfg.custom_hooks if hook.type == 'mmsokd.TSTHook']
+    expected = dict(epochs=[]) if 'untrained' in path.name else dict(epochs=[30, 90], passes=30)
+    assert burst == dict(type='mmsokd.TSTHook', **expected)
+    assert model.terms['loss_kd'].weight(Clock()) == 1
+    assert model.terms['loss_kd'].losses[0].tau == 4
+    assert model.augmenter.num_ops == 4
+    assert step(model)['distill.loss_kd'] > 0
 
 
 def test_readme_lists_the_pairs_with_what_others_published():

@@ -157,7 +157,8 @@ def test_config_says_what_the_metafile_says(model):
         meta.get('Epochs'),
         meta.get('Iterations'),
     )
-    assert cfg.model.type == ('mmsokd.SoKDDistiller' if 'sokd_' in model['Name'] else 'mmsokd.Distiller')
+    kind = model['Name'].split('_')[0]
+    assert cfg.model.type == dict(sokd='mmsokd.SoKDDistiller', tst='mmsokd.TSTDistiller').get(kind, 'mmsokd.Distiller')
     teacher = cfg.model.teacher
     if '::' not in source:
         assert Path(teacher.cfg).resolve() == ROOT / source

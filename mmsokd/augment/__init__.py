@@ -1,16 +1,22 @@
-"""DAFA: learnable augmentation of the teacher's feature. Draw, then apply."""
+"""DAFA: learnable augmentation of the teacher's feature; and TST's of the pictures. Draw, then apply."""
 
 from mmsokd.augment.feature_ops import FEATURE_OPS, FeatureOp
+from mmsokd.augment.image_augmenter import ImageAugmenter, ImageDraw
+from mmsokd.augment.image_ops import IMAGE_OPS, ImageOp
 from mmsokd.augment.neck import FeatureAugmentationNeck
 from mmsokd.augment.policy import SUB_POLICIES, Draw, Policy
 from mmsokd.augment.unrolled import unrolled_gradient
 
 __all__ = [
     'FEATURE_OPS',
+    'IMAGE_OPS',
     'SUB_POLICIES',
     'Draw',
     'FeatureAugmentationNeck',
     'FeatureOp',
+    'ImageAugmenter',
+    'ImageDraw',
+    'ImageOp',
     'Policy',
     'unrolled_gradient',
 ]

@@ -3,5 +3,6 @@
 from mmsokd.distillers.base import Distiller
 from mmsokd.distillers.sftn import SFTNTeacherTrainer
 from mmsokd.distillers.sokd import SoKDDistiller
+from mmsokd.distillers.tst import TSTDistiller
 
-__all__ = ['Distiller', 'SFTNTeacherTrainer', 'SoKDDistiller']
+__all__ = ['Distiller', 'SFTNTeacherTrainer', 'SoKDDistiller', 'TSTDistiller']

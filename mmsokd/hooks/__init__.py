@@ -4,5 +4,6 @@ from mmsokd.hooks.dam import DAMHook
 from mmsokd.hooks.guard import GuardHook
 from mmsokd.hooks.policy_search import PolicySearchHook
 from mmsokd.hooks.student_checkpoint import StudentCheckpointHook
+from mmsokd.hooks.tst import TSTHook
 
-__all__ = ['DAMHook', 'GuardHook', 'PolicySearchHook', 'StudentCheckpointHook']
+__all__ = ['DAMHook', 'GuardHook', 'PolicySearchHook', 'StudentCheckpointHook', 'TSTHook']

@@ -1,0 +1,164 @@
+"""Pictures, boxes and label maps under one affine map (pure functions).
+
+A map is a matrix (N, 2, 3) in pixels about the picture's centre: the output's point ``p`` reads the input at
+``A (p - c) + c + a``. Boxes go the other way. A batch's pictures lie in its upper left corner.
+"""
+
+from typing import NamedTuple
+
+import torch
+from mmengine.structures import BaseDataElement, PixelData
+from torch import Tensor
+from torch.nn import functional as F
+
+MIN_SIDE = 1.0  # pixels; a warped box with a shorter side is dropped [ours]
+_BOXES = ('gt_instances', 'ignored_instances')
+_LABELS = 'gt_sem_seg'
+_REFUSED = ('gt_edge_map', 'gt_depth_map', 'gt_panoptic_seg', 'proposals')
+
+
+class Canvas(NamedTuple):
+    """Where the pictures lie in a batch, and what Cutout draws.
+
+    Attributes:
+        size: (N, 2), height and width of each picture in pixels.
+        mask: (N, 1, H, W), 1 on the pictures and 0 on the padding; None where there is no padding.
+        centre: (N, 2), y and x of Cutout's rectangle, in [0, 1).
+    """
+
+    size: Tensor
+    mask: Tensor | None
+    centre: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, shapes: list[tuple[int, int]], centre: Tensor) -> 'Canvas':
+        """For pictures of these ``shapes`` in the batch ``x`` (N, C, H, W); ``centre`` comes from the host."""
+        H, W = x.shape[2:]
+        size = torch.tensor(shapes, dtype=torch.float32).to(x.device, non_blocking=True)
+        centre = centre.to(x.device, non_blocking=True)
+        if all(shape == (H, W) for shape in shapes):
+            return cls(size, None, centre)
+        rows = torch.arange(H, device=x.device) < size[:, :1]
+        columns = torch.arange(W, device=x.device) < size[:, 1:]
+        return cls(size, (rows[:, None, :, None] & columns[:, None, None, :]).to(x.dtype), centre)
+
+
+def identity(n: int, like: Tensor) -> Tensor:
+    """The map (n, 2, 3) that moves nothing."""
+    return torch.eye(2, 3, device=like.device, dtype=like.dtype).expand(n, 2, 3)
+
+
+def _sources(matrix: Tensor, size: Tensor, H: int, W: int) -> tuple[Tensor, Tensor]:
+    """Column and row (N, H, W) that each output pixel's centre reads, in pixels."""
+    cy, cx = (size.to(matrix) / 2)[:, :, None, None].unbind(1)  # (N, 1, 1) each
+    x = torch.arange(W, device=matrix.device, dtype=matrix.dtype)[None, None, :] + 0.5 - cx
+    y = torch.arange(H, device=matrix.device, dtype=matrix.dtype)[None, :, None] + 0.5 - cy
+    (xx, xy, x0), (yx, yy, y0) = (row.unbind(1) for row in matrix[..., None, None].unbind(1))
+    return xx * x + xy * y + x0 + cx, yx * x + yy * y + y0 + cy
+
+
+def warp(x: Tensor, matrix: Tensor, canvas: Canvas) -> Tensor:
+    """Warp pictures (N, C, H, W), bilinearly; black comes in from outside, and the padding is black."""
+    H, W = x.shape[2:]
+    if canvas.mask is not None:
+        x = x * canvas.mask
+    columns, rows = _sources(matrix, canvas.size, H, W)
+    grid = torch.stack([columns * (2 / W) - 1, rows * (2 / H) - 1], dim=-1).to(x.dtype)
+    out = F.grid_sample(x, grid, mode='bilinear', padding_mode='zeros', align_corners=False)
+    return out if canvas.mask is None else out * canvas.mask
+
+
+def warp_labels(labels: Tensor, matrix: Tensor, size: Tensor, fill: int) -> Tensor:
+    """Warp label maps (N, 1, H, W) by the nearest pixel; ``fill`` comes in from outside of the picture."""
+    H, W = labels.shape[2:]
+    columns, rows = _sources(matrix, size, H, W)
+    height, width = size.to(matrix)[:, :, None, None].unbind(1)
+    column, row = columns.floor(), rows.floor()
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    y = torch.arange(H, device=labels.device)[None, :, None] < height
+    x = torch.arange(W, device=labels.device)[None, None, :] < width
+    source = row.clamp(0, H - 1).long() * W + column.clamp(0, W - 1).long()
+    warped = labels.flatten(2).gather(2, source.flatten(1)[:, None]).view_as(labels)
+    return warped.masked_fill(~(inside & x & y)[:, None], fill)
+
+
+def warp_boxes(boxes: Tensor, matrix: Tensor, size: Tensor) -> Tensor:
+    """The upright hulls of warped boxes (n, 4), clipped to the picture.
+
+    Args:
+        boxes: left, top, right, bottom in pixels.
+        matrix: (n, 2, 3), each box's own.
+        size: (n, 2), height and width of its picture.
+    """
+    left, top, right, bottom = boxes.unbind(-1)
+    corners = torch.stack([left, top, right, top, right, bottom, left, bottom], dim=-1).unflatten(-1, (4, 2))
+    centre = size.to(boxes).flip(-1)[:, None] / 2  # (n, 1, 2), x and y
+    matrix = matrix.to(boxes)
+    linear, shift = matrix[:, :, :2], matrix[:, None, :, 2]
+    (a, b), (c, d) = (row.unbind(-1) for row in linear.unbind(-2))
+    inverse = torch.stack([d, -b, -c, a], dim=-1).unflatten(-1, (2, 2)) / (a * d - b * c)[:, None, None]
+    # By hand and not as a matrix product, which autocast would do in half precision.
+    moved = ((corners - centre - shift)[:, :, None, :] * inverse[:, None]).sum(-1) + centre  # (n, 4, 2)
+    limit = 2 * centre  # (n, 1, 2)
+    moved = torch.minimum(moved.clamp(min=0), limit)
+    return torch.cat([moved.amin(dim=1), moved.amax(dim=1)], dim=-1)
+
+
+def has_places(samples: list) -> bool:
+    """Whether the annotations say where something is."""
+    return any(name in sample for sample in samples for name in (*_BOXES, _LABELS))
+
+
+def warp_samples(samples: list[BaseDataElement], matrix: Tensor, size: Tensor, fill: int = 255) -> list:
+    """Copies of mmdet's or mmseg's samples with boxes and label maps warped; degenerate boxes are dropped.
+
+    Args:
+        samples: one a picture.
+        matrix: (N, 2, 3), without a graph.
+        size: (N, 2), height and width of the pictures.
+        fill: label of what comes in from outside.
+
+    Raises:
+        ValueError: they hold annotations that do not follow the warp: instance masks, edges, depth.
+    """
+    for name in (name for sample in samples for name in _REFUSED if name in sample):
+        raise ValueError(f'data_samples.{name}: expected boxes or semantic label maps, which follow the warp, found it')
+    samples = [sample.clone() for sample in samples]  # the fields are shared, until they are set anew
+    for name in _BOXES:
+        _warp_instances(name, samples, matrix, size)
+    labelled = [i for i, sample in enumerate(samples) if _LABELS in sample]
+    for key in samples[labelled[0]].gt_sem_seg.keys() if labelled else ():
+        maps = torch.stack([samples[i].gt_sem_seg.get(key) for i in labelled])  # (n, 1, H, W)
+        for i, labels in zip(labelled, warp_labels(maps, matrix[labelled], size[labelled], fill), strict=True):
+            samples[i].gt_sem_seg = PixelData(**{**dict(samples[i].gt_sem_seg.items()), key: labels})
+    return samples
+
+
+def _warp_instances(name: str, samples: list, matrix: Tensor, size: Tensor) -> None:
+    """Warp the boxes of the field ``name`` in place of the samples' old ones, all in one go."""
+    chosen = [i for i, sample in enumerate(samples) if name in sample and len(sample.get(name))]
+    for i in chosen:
+        instances = samples[i].get(name)
+        if 'masks' in instances:
+            raise ValueError(f'data_samples.{name}.masks: expected boxes alone, which follow the warp, found masks too')
+        if not isinstance(instances.bboxes, Tensor):
+            raise ValueError(
+                f'data_samples.{name}.bboxes: expected a tensor (boxtype2tensor=True of the data preprocessor), found '
+                f'{type(instances.bboxes).__name__}'
+            )
+    if not chosen:
+        return
+    counts = [len(samples[i].get(name)) for i in chosen]
+    owner = torch.tensor([i for i, count in zip(chosen, counts, strict=True) for _ in range(count)])
+    owner = owner.to(matrix.device, non_blocking=True)
+    boxes = warp_boxes(torch.cat([samples[i].get(name).bboxes for i in chosen]), matrix[owner], size[owner])
+    good = ((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIDE).all(-1)
+    keep = good.tolist()  # the step's one wait for the device: how many boxes are left decides shapes
+    start = 0
+    for i, count in zip(chosen, counts, strict=True):
+        rows = [j for j in range(count) if keep[start + j]]
+        index = torch.tensor(rows, dtype=torch.long).to(boxes.device, non_blocking=True)
+        left = samples[i].get(name)[index]
+        left.bboxes = boxes[start : start + count][index]
+        samples[i].set_field(left, name, dtype=type(left))
+        start += count

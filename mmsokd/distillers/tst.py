@@ -1,0 +1,123 @@
+"""TST: the student learns on pictures that the teacher knows and the student does not."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmsokd.augment import ImageAugmenter
+from mmsokd.augment.warping import has_places, warp_samples
+from mmsokd.checks import check_number, check_range
+from mmsokd.distillers.base import Distiller
+from mmsokd.distillers.parts import build_part
+from mmsokd.distillers.teacher import Normalization
+from mmsokd.losses.flipped import flipped
+from mmsokd.registry import MODELS
+
+
+@MODELS.register_module()
+class TSTDistiller(Distiller):
+    r"""A :class:`Distiller` whose batch holds each picture twice: as it is, and as a learned augmenter has changed it.
+
+    After "Teaching What You Should Teach: A Data-Based Distillation Method" (Shao et al., IJCAI 2023, arXiv
+    2212.05422): the student's step is stage III,
+
+    .. math:: L = 1/2 [L_{task}(S(\tilde x), \tilde y) + L_{KD}(\tilde x)] + 1/2 [L_{task}(S(x), y) + L_{KD}(x)]
+
+    which for losses that are means over the batch is that of one batch ``[x ; x~]``; a detector's losses are means over
+    the positives of both halves, which differ a little in number [ours]. The terms and SoKD's plug-ins, off by default
+    as in :class:`Distiller`, see the doubled batch. :meth:`search_losses` is stage II's objective, for
+    :class:`~mmsokd.hooks.TSTHook`; without that hook's bursts this is the method's control.
+
+    Args:
+        augmenter: config of an :class:`~mmsokd.augment.ImageAugmenter`.
+        share: of the batch's pictures, which part gets a changed twin [ours]: the paper's 1 doubles the cost of a step.
+            With less, the twins weigh less too.
+        kwargs: :class:`Distiller`'s.
+
+    Raises:
+        ValueError: there is no teacher, or an option is not valid.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        augmenter: Mapping = dict(type='mmsokd.ImageAugmenter'),
+        share: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if not self._teachers:
+            raise ValueError('teacher: expected one, whose losses say which pictures are worth teaching, found none')
+        check_range('share', share, 0, 1)
+        check_number('share', share, 1e-3)
+        self.share = share
+        self.augmenter = build_part('augmenter', augmenter, 'augment')
+        if not isinstance(self.augmenter, ImageAugmenter):
+            raise ValueError(
+                f"augmenter.type: expected 'mmsokd.ImageAugmenter' or one derived from it, found {augmenter['type']!r}"
+            )
+        self._pixels = Normalization.of(self.data_preprocessor)
+
+    def loss(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Tensor]:
+        """As :meth:`Distiller.loss`, of the pictures and their changed twins."""
+        return super().loss(*self._doubled(inputs, data_samples))
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def _doubled(self, inputs: Tensor, samples: list) -> tuple[Tensor, list]:
+        """``[x ; x~]``. A loader shuffles, so that its first pictures are as good a part as any."""
+        n = max(1, round(self.share * len(inputs)))
+        changed, more = self.augment(inputs[:n], samples[:n])
+        return torch.cat([inputs, changed]), [*samples, *more]
+
+    def augment(self, inputs: Tensor, samples: list, chi: Mapping[str, Tensor] | None = None) -> tuple[Tensor, list]:
+        """The batch as the augmenter changes it in one draw.
+
+        Args:
+            inputs: the preprocessed batch (N, 3, H, W): the operators' pixels are got back from it, and what they give
+                is normalised again. Padding stays as it is.
+            samples: one a picture; what has boxes or label maps is copied.
+            chi: the augmenter's logits to learn by (see :meth:`ImageAugmenter.forward`).
+        """
+        own = self._pixels
+        mean, std = own.mean.to(inputs.device), own.std.to(inputs.device)
+        H, W = inputs.shape[-2:]
+        shapes = [tuple(sample.metainfo.get('img_shape', (H, W))[:2]) for sample in samples]
+        together = has_places(samples)
+        with torch.autocast(inputs.device.type, enabled=False):
+            pixels = (inputs.float() * std + mean) / 255
+            draw = self.augmenter.sample(len(inputs))
+            pixels, matrix, canvas = self.augmenter(pixels, draw, shapes, together, chi)
+            changed = ((pixels * 255 - mean) / std).to(inputs.dtype)
+            if canvas.mask is not None:
+                changed = torch.where(canvas.mask > 0, changed, inputs)
+            if matrix is not None:
+                samples = warp_samples(samples, matrix, canvas.size, self.augmenter.ignore_index)
+        return changed, samples
+
+    def search_losses(self, inputs: Tensor, samples: list, chi: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        r"""Stage II's objective on one batch: the teacher shall be right on the changed pictures, the student wrong.
+
+        .. math:: L_{aug} = \overline{-\log p_T(y | \tilde x)} + \overline{-\log(1 - p_S(y | \tilde x) + 10^{-8})}
+
+        The teacher's summand is its task loss, a mean over the teachers where there are several [ours]; the student's
+        is its task loss turned round (:mod:`~mmsokd.losses.flipped`).
+
+        Args:
+            inputs: the preprocessed batch (N, 3, H, W).
+            samples: one a picture.
+            chi: leaves, to which the graph goes.
+
+        Returns:
+            ``teacher`` and ``student``, scalars; their sum is to be minimised.
+        """
+        images, samples = self.augment(inputs, samples, chi)
+        totals = []
+        for teacher in self._teachers.values():
+            module = teacher.module.to(images.device)  # which in a step is moved as lazily
+            totals.append(self.parse_losses(module(teacher.prepare(images, samples), samples, mode='loss'))[0])
+        with flipped(self.student):
+            wrong = self.parse_losses(self.student(images, samples, mode='loss'))[0]
+        return dict(teacher=torch.stack(totals).mean(), student=wrong)

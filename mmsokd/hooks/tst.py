@@ -1,0 +1,244 @@
+"""TST's bursts: now and then the augmenter learns which pictures the teacher knows and the student does not."""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import broadcast, get_dist_info
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import DataLoader, Sampler
+
+from mmsokd.checks import check_integer, check_positive, check_range
+from mmsokd.distillers import TSTDistiller
+from mmsokd.hooks.common import distiller_of, has_distiller
+from mmsokd.hooks.policy_search import _mean_over_ranks
+from mmsokd.losses.flipped import task_losses
+from mmsokd.registry import HOOKS
+
+# A pass whose loss falls by less than both has stopped falling [authors' code].
+_FALL, _RELATIVE_FALL, _DECAY = 0.02, 0.02, 0.9
+
+
+@HOOKS.register_module()
+class TSTHook(Hook):
+    """Stage II of TST (arXiv 2212.05422): before given epochs, passes over the training set that move the augmenter.
+
+    Student and teacher are frozen, and the student is in eval mode. The optimizer is SGD, made anew for every burst;
+    its rate falls by a tenth after each pass whose mean loss fell by less than 0.02 and by less than 2 %. The authors'
+    bursts:
+
+    =========== ============ ============== ==============
+    task        epochs       of             passes
+    =========== ============ ============== ==============
+    CIFAR-100   30, 90       240            30 (5 to 30)
+    ImageNet    10, 25       100            5
+    COCO        6, 12        24             1
+    Cityscapes  0, 6, 12     not known      1
+    =========== ============ ============== ==============
+
+    A burst is a function of the weights, the seed and its time: it has a data loader and random numbers of its own, so
+    that the training's are what they would be without it, and a run that is resumed makes the same one again.
+
+    Args:
+        epochs: before which epochs, counted from 0; in a loop by iterations, passes over the training set. An empty
+            list is the control: the doubled batch with the untrained augmenter.
+        iters: before which iterations, instead.
+        passes: over the training set, a burst.
+        max_batches: end a pass after so many batches [ours].
+        lr, momentum: of SGD.
+
+    Raises:
+        ValueError: an option is not valid, a burst is outside of the schedule, or a loss of the student cannot be
+            turned round.
+        TypeError: the model is no :class:`~mmsokd.distillers.TSTDistiller`.
+    """
+
+    priority = 'NORMAL'
+
+    def __init__(
+        self,
+        epochs: Sequence[int] | None = None,
+        iters: Sequence[int] | None = None,
+        passes: int = 1,
+        max_batches: int | None = None,
+        lr: float = 0.01,
+        momentum: float = 0.9,
+    ) -> None:
+        if (epochs is None) == (iters is None):
+            raise ValueError(
+                'TSTHook: expected one of epochs and iters, when the bursts are (an empty list: none, the control), '
+                f'found {"neither" if epochs is None else "both"}'
+            )
+        self._key, self._times = ('epochs', epochs) if iters is None else ('iters', iters)
+        if not isinstance(self._times, Sequence) or isinstance(self._times, str):
+            raise ValueError(f'TSTHook.{self._key}: expected a list of integers, found {self._times!r}')
+        for time in self._times:
+            check_integer(f'TSTHook.{self._key}', time, 0)
+        check_integer('TSTHook.passes', passes, 1)
+        if max_batches is not None:
+            check_integer('TSTHook.max_batches', max_batches, 1)
+        check_positive('TSTHook.lr', lr)
+        check_range('TSTHook.momentum', momentum, 0, 1, closed=False)
+        self.passes = passes
+        self.max_batches = max_batches
+        self.sgd = dict(lr=lr, momentum=momentum)
+        self._starts: set[int] = set()
+
+    def before_run(self, runner: Runner) -> None:
+        """Look at the model before anything is trained."""
+        if not has_distiller(runner):
+            return  # a plain student is tested with the distiller's hooks
+        distiller = distiller_of(runner)
+        if not isinstance(distiller, TSTDistiller):
+            raise TypeError(
+                f"model.type: expected 'mmsokd.TSTDistiller' beside TSTHook, found {type(distiller).__name__}"
+            )
+        if self._times:
+            task_losses(distiller.student)
+
+    def before_train(self, runner: Runner) -> None:
+        """Find the iterations before which there is a burst."""
+        length = 1 if self._key == 'iters' else _iterations_a_pass(runner)
+        self._starts = {time * length for time in self._times}
+        late = [time for time in self._times if time * length >= runner.max_iters]
+        if late:
+            raise ValueError(
+                f'TSTHook.{self._key}: expected times within the schedule of {runner.max_iters} iterations '
+                f'({runner.max_epochs} epochs), found {late[0]}, which is iteration {late[0] * length}'
+            )
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """A burst, if it is time."""
+        if runner.iter in self._starts:
+            with _apart(runner.iter), _evaluating(distiller_of(runner)):
+                self._burst(runner)
+
+    def _burst(self, runner: Runner) -> None:
+        augmenter = distiller_of(runner).augmenter
+        optimizer = torch.optim.SGD(list(augmenter.tensors().values()), **self.sgd)
+        loader = _loader(runner)
+        previous = None
+        for number in range(self.passes):
+            loader.sampler.number = number
+            losses = self._pass(runner, loader, optimizer)
+            now = sum(losses.values())
+            runner.logger.info(
+                f'TST, before iteration {runner.iter}, pass {number + 1} of {self.passes}: L_aug {now:.4f} (teacher '
+                f'{losses["teacher"]:.4f}, student {losses["student"]:.4f}), lr {optimizer.param_groups[0]["lr"]:.2g}'
+            )
+            if previous is not None and previous - now < min(_FALL, _RELATIVE_FALL * previous):
+                optimizer.param_groups[0]['lr'] *= _DECAY
+            previous = now
+        table = (
+            f'  {name:<11} fires {rate:.3f}' + (f', magnitude {level:.3f}' if level is not None else '')
+            for name, (rate, level) in augmenter.expected_ops().items()
+        )
+        runner.logger.info('TST, the augmenter is now:\n' + '\n'.join(table))
+
+    def _pass(self, runner: Runner, loader: DataLoader, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+        """One pass; the mean of both losses over its batches, and over the ranks."""
+        distiller = distiller_of(runner)
+        tensors = distiller.augmenter.tensors()
+        total, count = torch.zeros(2), 0
+        for batch in loader:
+            chi = {name: value.detach().clone().requires_grad_() for name, value in tensors.items()}
+            data = distiller.data_preprocessor(batch, True)
+            # A fresh autocast each time, as in training. Whatever of the networks is trained gets no gradient here.
+            with runner.optim_wrapper.optim_context(distiller):
+                losses = distiller.search_losses(data['inputs'], data['data_samples'], chi)
+                objective = losses['teacher'] + losses['student']
+            scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)  # AmpOptimWrapper's
+            scale = scaler.get_scale() if scaler is not None else 1.0
+            gradient = torch.autograd.grad(objective * scale, list(chi.values()))
+            gradient = _mean_over_ranks({name: g / scale for name, g in zip(chi, gradient, strict=True)})
+            if all(g.isfinite().all() for g in gradient.values()):  # under fp16 a scaled one may overflow
+                for name, value in tensors.items():
+                    value.grad = gradient[name]
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            total += torch.stack([losses['teacher'], losses['student']]).detach().float().cpu()
+            count += 1
+            if count == self.max_batches:
+                break
+        means = _mean_over_ranks(dict(mean=total / count))['mean'].tolist()
+        return dict(zip(('teacher', 'student'), means, strict=True))
+
+
+def _iterations_a_pass(runner: Runner) -> int:
+    """How many iterations of the training see its set once."""
+    loader = runner.train_dataloader
+    if len(loader.sampler) < len(loader.dataset) or get_dist_info()[1] == 1:
+        return len(loader)
+    return -(-len(loader) // get_dist_info()[1])  # MMEngine's InfiniteSampler does not tell of the ranks
+
+
+class _Shuffled(Sampler):
+    """This rank's part of a permutation of ``size`` pictures, another one for each ``number``."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self._size, self._seed, self.number = size, seed, 0
+        self._rank, self._ranks = get_dist_info()
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed + self.number)
+        order = torch.randperm(self._size, generator=generator).tolist()
+        more = -self._size % self._ranks  # every rank makes as many steps
+        return iter((order + order[:more])[self._rank :: self._ranks])
+
+    def __len__(self) -> int:
+        return -(-self._size // self._ranks)
+
+
+def _loader(runner: Runner) -> DataLoader:
+    """The training's data in a loader of our own: the loop may be amid its own loader's pass."""
+    theirs = runner.train_dataloader
+    seed = torch.tensor((runner.seed or 0) % 2**31 + 1_000_003 * runner.iter)
+    if get_dist_info()[1] > 1:  # MMEngine's diff_rank_seed gives each rank another
+        seed = seed.to('cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu')
+        broadcast(seed)
+    seed = int(seed)
+    return DataLoader(
+        theirs.dataset,
+        batch_size=theirs.batch_sampler.batch_size,
+        sampler=_Shuffled(len(theirs.dataset), seed),
+        num_workers=theirs.num_workers,
+        collate_fn=theirs.collate_fn,
+        pin_memory=theirs.pin_memory,
+        worker_init_fn=theirs.worker_init_fn,
+        persistent_workers=theirs.num_workers > 0,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Everything in eval mode within the block."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def _apart(time: int) -> Iterator[None]:
+    """Random numbers of the burst's own; afterwards the training goes on with its own."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices):
+        seed = (torch.initial_seed() + 1_000_003 * time) % 2**32
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(torch.initial_seed())  # which the augmenter's draws depend on: it stays what it is
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

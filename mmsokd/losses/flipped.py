@@ -1,0 +1,174 @@
+"""The student's task losses turned round, for TST's search of pictures that the student does not know.
+
+After "Teaching What You Should Teach", arXiv 2212.05422: softmax cross-entropy becomes ``-log(1 - p + 1e-8)``, in
+binary cross-entropy the targets are swapped, in focal loss ``p`` becomes ``1 - p``, and L1 and GIoU are negated. The
+negated ones have no end; here they are bounded [ours]: ``c - min(loss, c)``, which for GIoU is ``1 + giou``.
+
+A detector's heads call their loss modules with targets that they alone can make. So the modules stay where they are,
+and for a while compute something else: no head and no distiller need know of it.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmsokd.checks import nearest
+from mmsokd.losses.base import in_fp32
+
+_EPS = 1e-8
+
+
+@in_fp32
+def flipped_cross_entropy(logits: Tensor, target: Tensor, ignore_index: int = -100) -> Tensor:
+    r"""``-log(1 - p_y + 1e-8)``, element by element: at most 18.4, so that a sure student cannot rule the sum.
+
+    Args:
+        logits: (N, K) or (N, K, H, W).
+        target: classes (N,) or (N, H, W); or their shares (N, K), of which it gives the mean.
+        ignore_index: class of what counts as 0.
+
+    Returns: (N,) or (N, H, W).
+    """
+    log_p = logits.log_softmax(1)
+    wrong = -torch.log(-torch.expm1(log_p) + _EPS)  # 1 - p without losing digits where p is near 1
+    if target.is_floating_point():
+        return (target * wrong).sum(1)
+    valid = target != ignore_index
+    chosen = wrong.gather(1, torch.where(valid, target, 0)[:, None]).squeeze(1)
+    return chosen * valid
+
+
+def bounded_negative(loss: Tensor, bound: float) -> Tensor:
+    """``bound - min(loss, bound)``: falls as the loss rises, and stays >= 0."""
+    return bound - loss.clamp(max=bound)
+
+
+# ---- twins of the libraries' loss modules: the module, its own forward, and what the head calls it with -------------
+
+
+def _cross_entropy(
+    module: nn.Module,
+    forward: Callable,
+    pred: Tensor,
+    label: Tensor,
+    weight: Tensor | None = None,
+    avg_factor: Any = None,
+    reduction_override: str | None = None,
+    ignore_index: int | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    if getattr(module, 'use_sigmoid', False):
+        given = dict(weight=weight, avg_factor=avg_factor, reduction_override=reduction_override, **kwargs)
+        return forward(-pred, label, **given, **({} if ignore_index is None else dict(ignore_index=ignore_index)))
+    if ignore_index is None:
+        ignore_index = getattr(module, 'ignore_index', None)
+    ignore_index = -100 if ignore_index is None else ignore_index
+    loss = flipped_cross_entropy(pred, label, ignore_index)
+    class_weight = getattr(module, 'class_weight', None)
+    if class_weight is not None and not label.is_floating_point():
+        loss = loss * pred.new_tensor(class_weight)[label.clamp(0, pred.shape[1] - 1)]
+    if avg_factor is None and not label.is_floating_point():
+        # Per labelled pixel: a warp brings in more of what is not labelled.
+        avg_factor = (label != ignore_index).sum().clamp(min=1)
+    return module.loss_weight * _reduce(loss, weight, avg_factor, reduction_override or module.reduction)
+
+
+def _negated(module: nn.Module, forward: Callable, pred: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """What is a function of sigmoid(x): ``p -> 1 - p`` is ``x -> -x``."""
+    return forward(-pred, *args, **kwargs)
+
+
+def _bounded(
+    module: nn.Module,
+    forward: Callable,
+    pred: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    avg_factor: Any = None,
+    reduction_override: str | None = None,
+    *,
+    bound: float,
+    **kwargs: Any,
+) -> Tensor:
+    if pred.numel() == 0 or module.loss_weight == 0:
+        return pred.sum() * 0.0
+    loss = bounded_negative(forward(pred, target, reduction_override='none', **kwargs) / module.loss_weight, bound)
+    if weight is not None and weight.dim() > loss.dim():  # (n, 4) beside one loss a box
+        weight = weight.mean(-1)
+    return module.loss_weight * _reduce(loss, weight, avg_factor, reduction_override or module.reduction)
+
+
+def _reduce(loss: Tensor, weight: Tensor | None, avg_factor: Any, reduction: str) -> Tensor:
+    """As the libraries' ``weight_reduce_loss`` does."""
+    loss = loss if weight is None else loss * weight
+    if reduction == 'none':
+        return loss
+    if reduction == 'sum':
+        return loss.sum()
+    return loss.mean() if avg_factor is None else loss.sum() / (avg_factor + torch.finfo(torch.float32).eps)
+
+
+# By the names that mmdet, mmseg and mmpretrain register. The bounds are ours; of GIoU and DIoU they are their own.
+TWINS: dict[str, Callable] = {
+    'CrossEntropyLoss': _cross_entropy,
+    'LabelSmoothLoss': _cross_entropy,  # of the hard label
+    'FocalLoss': _negated,
+    'QualityFocalLoss': _negated,
+    'L1Loss': partial(_bounded, bound=1.0),
+    'SmoothL1Loss': partial(_bounded, bound=1.0),
+    'IoULoss': partial(_bounded, bound=2.0),
+    'GIoULoss': partial(_bounded, bound=2.0),
+    'DIoULoss': partial(_bounded, bound=2.0),
+    'CIoULoss': partial(_bounded, bound=2.0),
+    'DistributionFocalLoss': partial(_bounded, bound=2.0),
+}
+
+
+def task_losses(model: nn.Module) -> dict[str, nn.Module]:
+    """Path -> the outermost loss modules of a model of mmdet, mmseg or mmpretrain.
+
+    Raises:
+        ValueError: it has none, or one that has no twin; names it and the nearest that has.
+    """
+    found: dict[str, nn.Module] = {}
+    for path, module in model.named_modules():
+        inside = any(path.startswith(f'{outer}.') for outer in found)
+        if '.losses.' in f'{type(module).__module__}.' and not inside:
+            found[path] = module
+    if not found:
+        raise ValueError(
+            'expected a student with loss modules, such as CrossEntropyLoss, to be turned round, found none'
+        )
+    for path, module in found.items():
+        name = type(module).__name__
+        is_soft = name == 'LabelSmoothLoss' and module.mode == 'multi_label'
+        if name not in TWINS or getattr(module, 'use_mask', False) or is_soft:
+            raise ValueError(
+                f'student.{path}: expected one of the losses {list(TWINS)}, that can be turned round, found {name}; '
+                f'nearest: {nearest(name, TWINS, n=1)}'
+            )
+    return found
+
+
+@contextmanager
+def flipped(model: nn.Module) -> Iterator[None]:
+    """Within the block the model's loss modules are turned round: its ``loss`` mode rewards being wrong.
+
+    Raises:
+        ValueError: as :func:`task_losses` does.
+    """
+    modules = list(task_losses(model).values())
+    own = [vars(module).get('forward') for module in modules]
+    try:
+        for module in modules:
+            module.forward = partial(TWINS[type(module).__name__], module, module.forward)
+        yield
+    finally:
+        for module, forward in zip(modules, own, strict=True):
+            vars(module).pop('forward', None)
+            if forward is not None:  # somebody else's wrapping
+                module.forward = forward

@@ -1,0 +1,93 @@
+"""TST's learned priors: the tool fits them, and the augmenter takes them."""
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from mmsokd.augment.image_augmenter import ImageAugmenter
+from mmsokd.augment.image_ops import IMAGE_OPS
+from mmsokd.augment.image_priors import IMITATED, build_prior
+from tests.augment.test_image_augmenter import draw_of, rig
+from tests.augment.test_image_ops import picture
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOL = ROOT / 'tools/fit_tst_priors.py'
+
+
+@pytest.fixture(scope='module')
+def tool():
+    return runpy.run_path(str(TOOL))
+
+
+def pictures(n=16):
+    arrays = torch.stack([torch.from_numpy(picture(16, 16, seed)) for seed in range(n)])
+    return arrays.permute(0, 3, 1, 2).float() / 255
+
+
+@pytest.mark.parametrize('name', IMITATED)
+def test_targets_are_the_exact_operators(tool, name):
+    """torchvision's, which the networks are fitted to, at our strength: the table's ranges and signs."""
+    x, op = pictures(2), IMAGE_OPS[name]
+    v = None if op.lo is None else torch.full((2,), dict(Posterize=3.0, Solarize=0.4).get(name, -0.7 * op.hi))
+    exact = tool['imitate'](name, op.function, x, v)
+    targets = torch.stack([tool['target'](name, p, 0.0 if v is None else float(v[0])) for p in x])
+    torch.testing.assert_close(exact, targets, atol=4e-4, rtol=0)
+
+
+@pytest.mark.parametrize('name', ['Brightness', 'TranslateX'])
+def test_fitting_learns(tool, name):
+    x, v = pictures(), torch.linspace(-1, 1, 16) * IMAGE_OPS[name].hi
+    exact = tool['imitate'](name, IMAGE_OPS[name].function, x, v)
+    errors = [
+        F.mse_loss(tool['imitate'](name, prior, x, v), exact).item()
+        for prior in (build_prior(name), tool['fit'](name, x, epochs=60, batch=8, lr=1e-2, decay=1.0))
+    ]
+    assert errors[1] < 0.35 * errors[0]
+
+
+@pytest.mark.slow
+def test_the_tool_writes_what_the_augmenter_reads(tmp_path):
+    for i, array in enumerate(range(8)):
+        Image.fromarray(picture(20, 24, array)).save(tmp_path / f'{i}.png')
+    out = tmp_path / 'priors.pth'
+    command = [
+        sys.executable,
+        str(TOOL),
+        str(tmp_path),
+        str(out),
+        '--size',
+        '16',
+        '--warp-epochs=1',
+        '--color-epochs=1',
+    ]
+    subprocess.run(command, check=True, stdout=subprocess.PIPE, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    augmenter = rig(ImageAugmenter(prior='learned', prior_checkpoint=out), firing=5.0)
+    assert not list(augmenter.parameters())
+    assert list(augmenter.state_dict()) == ['_extra_state']
+    x = pictures(2)
+    state = torch.load(out)
+    for name in ('Color', 'Rotate'):
+        chi = {key: value.clone().requires_grad_() for key, value in augmenter.tensors().items()}
+        found, _, canvas = augmenter(x, draw_of(name), chi=chi)
+        prior = build_prior(name)
+        prior.load_state_dict(state[name])
+        op = IMAGE_OPS[name]._replace(function=prior)
+        expected = op.apply(x, torch.full((2,), 0.5 * op.hi), canvas)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        gradient = torch.autograd.grad(found.square().sum(), chi['magnitude'])[0]
+        assert gradient.abs().max() > 0
+    found, matrix, _ = augmenter(x, draw_of('Rotate', 'Invert'), together=True)
+    assert matrix.shape == (2, 2, 3)
+
+
+def test_another_file_is_refused(tmp_path):
+    torch.save(dict(weight=torch.zeros(1)), tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match=r"prior_checkpoint: expected the priors of .* found \['weight'\]"):
+        ImageAugmenter(prior='learned', prior_checkpoint=tmp_path / 'a.pth')

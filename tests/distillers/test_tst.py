@@ -1,0 +1,265 @@
+"""TSTDistiller: the doubled batch of each task, what follows the warp, who learns, and stage II's objective."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.optim import OptimWrapper
+from torch.nn import functional as F
+
+from mmsokd.augment.image_augmenter import ImageDraw
+from mmsokd.distillers import Distiller
+from mmsokd.registry import MODELS
+from tests.builders import (
+    classifier,
+    distiller,
+    gfl,
+    losses_of,
+    raw_batch,
+    raw_cls_batch,
+    raw_seg_batch,
+    retinanet,
+    segmentor,
+    step,
+    use_scope,
+)
+
+close = torch.testing.assert_close
+LOGITS = dict(loss_kd=dict(type='mmsokd.KDLoss', tap='head.fc'))
+
+
+def build(task, **kwargs):
+    """A TSTDistiller of a task, and a raw batch for it."""
+    if task == 'cls':
+        cfg, batch = dict(student=classifier(8), teacher=classifier(12), terms=LOGITS), raw_cls_batch(4)
+    elif task == 'seg':
+        terms = dict(loss_kd=dict(type='mmsokd.KDLoss', tap='decode_head.conv_seg', tau=1.0))
+        cfg, batch = dict(student=segmentor(), teacher=segmentor(12), terms=terms), raw_seg_batch()
+    else:
+        make = dict(det=retinanet, gfl=gfl)[task]
+        cfg, batch = dict(student=make(16), teacher=make(24)), raw_batch()
+    use_scope(dict(cls='mmpretrain', seg='mmseg').get(task, 'mmdet'))
+    return distiller('TSTDistiller', **{**cfg, **kwargs}).train(), batch
+
+
+def force(model, *ops, uniform=0.999, sign=1.0):
+    """Let the augmenter draw these operators, which then fire."""
+    k = len(ops)
+
+    def sample(n):
+        return ImageDraw(ops, torch.full((k,), uniform), torch.full((n, k), sign), torch.full((n, 2), 0.5))
+
+    model.augmenter.sample = sample
+    return model
+
+
+def preprocess(model, batch):
+    return model.data_preprocessor(copy.deepcopy(batch), True)
+
+
+TASKS = ['cls', 'det', 'gfl', 'seg']
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_a_step_of_each_task(task):
+    model, batch = build(task)
+    names = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert not [n for n in names if not n.startswith(('student.', 'terms.'))]
+    teacher = {n: p.clone() for n, p in model.teacher.state_dict().items()}
+    total, log = model.parse_losses(losses_of(model, batch))
+    total.backward()
+    assert all(value.isfinite() for name, value in log.items() if 'loss' in name)
+    assert not [n for n, p in model.named_parameters() if n in names and p.grad is None]
+    step(model, OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.01)), batch)
+    assert all(torch.equal(teacher[n], p) for n, p in model.teacher.state_dict().items())
+
+
+def test_the_batch_is_doubled_and_the_loss_is_the_mean_of_its_halves():
+    model, batch = build('cls')
+    data = preprocess(force(model, 'Invert', 'Color').eval(), batch)  # in eval: BatchNorm would mix the halves
+    seen = []
+    model.student.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    losses = model(**data, mode='loss')
+    images, samples = model.augment(data['inputs'], data['data_samples'])
+    assert torch.equal(seen[0], torch.cat([data['inputs'], images]))
+    labels = torch.cat([s.gt_label for s in samples])
+    halves = [F.cross_entropy(model.student(x, mode='tensor'), labels) for x in (data['inputs'], images)]
+    close(losses['student.loss'], sum(halves) / 2, rtol=1e-5, atol=0)
+    tau, kd = 4.0, 0.0
+    for x in (data['inputs'], images):
+        s, t = (m(x, mode='tensor').double() / tau for m in (model.student, model.teacher))
+        kd += tau**2 * (t.softmax(1) * (t.log_softmax(1) - s.log_softmax(1))).sum(1).mean() / 2
+    close(losses['distill.loss_kd'], kd.float(), rtol=1e-3, atol=1e-6)
+    assert abs(halves[0] - halves[1]) > 1e-4  # so that one half alone would be seen
+
+
+def test_operators_see_pixels_and_not_normalised_inputs():
+    model, batch = build('cls')
+    data = preprocess(force(model, 'Invert'), batch)
+    images, _ = model.augment(data['inputs'], data['data_samples'])
+    inverted = preprocess(model, dict(batch, inputs=[255 - x for x in batch['inputs']]))
+    close(images, inverted['inputs'], atol=1e-3, rtol=0)
+
+
+def test_padding_stays_and_pictures_change_as_they_would_alone():
+    model, batch = build('det')
+    batch['inputs'][1] = batch['inputs'][1][:, :40, :56]
+    batch['data_samples'][1].set_metainfo(dict(img_shape=(40, 56)))
+    data = preprocess(force(model, 'Rotate', 'Equalize', 'Contrast'), batch)
+    images, _ = model.augment(data['inputs'], data['data_samples'])
+    pad = torch.ones(64, 64, dtype=torch.bool)
+    pad[:40, :56] = False
+    assert torch.equal(images[1][:, pad], data['inputs'][1][:, pad])
+    small = dict(inputs=[batch['inputs'][1]], data_samples=[batch['data_samples'][1]])
+    model.data_preprocessor.pad_size_divisor = 8
+    data = preprocess(model, small)
+    assert data['inputs'].shape[-2:] == (40, 56)
+    alone, _ = model.augment(data['inputs'], data['data_samples'])
+    close(images[1, :, :40, :56], alone[0], atol=1e-3, rtol=0)
+
+
+def test_boxes_follow_the_warp():
+    model, batch = build('det')
+    data = preprocess(force(model, 'TranslateX'), batch)  # half of 150 / 331 of 64 pixels to the right
+    images, samples = model.augment(data['inputs'], data['data_samples'])
+    shift = 0.5 * 150 / 331 * 64
+    left, top, right, bottom = data['data_samples'][0].gt_instances.bboxes.unbind(1)
+    expected = torch.stack([left + shift, top, (right + shift).clamp(max=64), bottom], dim=1)
+    close(samples[0].gt_instances.bboxes, expected, atol=1e-3, rtol=0)
+    close(images[:, :, :, 20:], data['inputs'][:, :, :, 5:49], atol=5, rtol=0)  # the same content, half a pixel off
+    both, doubled = model._doubled(data['inputs'], data['data_samples'])
+    assert [len(both), len(doubled)] == [4, 4]
+    assert [s is d for s, d in zip(data['data_samples'], doubled[:2], strict=True)] == [True, True]
+
+
+def test_label_maps_follow_the_warp():
+    model, batch = build('seg')
+    data = preprocess(force(model, 'TranslateY', sign=-1.0), batch)
+    _, samples = model.augment(data['inputs'], data['data_samples'])
+    shift = round(0.5 * 150 / 331 * 64)
+    for old, new in zip(data['data_samples'], samples, strict=True):
+        assert torch.equal(new.gt_sem_seg.data[:, : 64 - shift - 1], old.gt_sem_seg.data[:, shift:63])
+        assert (new.gt_sem_seg.data[:, 64 - shift :] == 255).all()
+
+
+def test_a_part_of_the_batch():
+    model, batch = build('cls', share=0.5)
+    data = preprocess(model, batch)
+    both, samples = model._doubled(data['inputs'], data['data_samples'])
+    assert [len(both), len(samples)] == [6, 6]
+    assert torch.equal(both[:4], data['inputs'])
+    assert samples[4:] == samples[:2]
+
+
+def test_composes_with_sokd_and_with_any_terms():
+    terms = dict(
+        loss_hint=dict(type='mmsokd.FitNetLoss', tap='neck'),
+        loss_fgd=dict(type='mmsokd.FGDLoss', tap='neck', loss_weight=1e-3),
+    )
+    areas, refine = dict(type='mmsokd.DistinctiveAreaDetector'), dict(type='mmsokd.FeatureAugmentationNeck')
+    model, batch = build('det', terms=terms, refine=refine, areas=areas)
+    losses = losses_of(model, batch)
+    assert {'sokd.loss_agreement', 'sokd.aug', 'distill.loss_hint', 'distill.loss_fgd'} <= set(losses)
+    assert all(value.isfinite() for name, value in losses.items() if name.startswith(('sokd', 'distill')))
+
+
+def test_it_is_the_student_elsewhere():
+    model, batch = build('cls')
+    model.eval()
+    data = preprocess(model, batch)
+    close(model(data['inputs']), model.student(data['inputs']))
+
+
+def test_stage_two_is_the_papers_objective():
+    model, batch = build('cls')
+    model.eval()
+    chi = {name: value.clone().requires_grad_() for name, value in model.augmenter.tensors().items()}
+    force(model, 'Color', 'ShearX', uniform=0.52)
+    data = preprocess(model, batch)
+    found = model.search_losses(data['inputs'], data['data_samples'], chi)
+    images, samples = model.augment(data['inputs'], data['data_samples'])
+    labels = torch.cat([s.gt_label for s in samples])
+    p = {name: m(images, mode='tensor').softmax(1) for name, m in (('t', model.teacher), ('s', model.student))}
+    rows = torch.arange(len(labels))
+    close(found['teacher'], -p['t'][rows, labels].log().mean())
+    close(found['student'], -(1 - p['s'][rows, labels] + 1e-8).log().mean())
+    gradient = torch.autograd.grad(sum(found.values()), list(chi.values()))
+    assert [int((g != 0).sum()) for g in gradient] == [2, 2]
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize('task', ['det', 'gfl', 'seg'])
+def test_stage_two_of_dense_tasks(task):
+    """The gradient is that of finite differences along it, with the boxes and labels where they are [ours]."""
+    model, batch = build(task)
+    model.eval()
+    force(model, 'Brightness', 'Contrast', uniform=0.7)
+    data = preprocess(model, batch)
+
+    def objective(values):
+        chi = dict(model.augmenter.tensors(), magnitude=values)
+        return sum(model.search_losses(data['inputs'], data['data_samples'], chi).values())
+
+    start = torch.full((11,), -1.0, requires_grad=True)
+    (gradient,) = torch.autograd.grad(objective(start), start)
+    assert (gradient[[0, 2]].abs() > 1e-4).all()
+    assert not gradient[[1, 3, 4, 5, 6, 7, 8, 9, 10]].any()
+    direction = gradient / gradient.norm()
+    with torch.no_grad():
+        slope = (objective(start + 5e-3 * direction) - objective(start - 5e-3 * direction)) / 1e-2
+    close(slope, gradient.norm(), rtol=0.05, atol=1e-3)
+
+
+def test_two_stage_detectors_search_too():
+    use_scope('mmdet')
+    from mmdet.utils import register_all_modules
+    from mmengine.hub import get_config
+
+    register_all_modules(init_default_scope=False)
+    cfg = get_config('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py').model
+    cfg.backbone.update(depth=18, base_channels=8, init_cfg=None)
+    cfg.neck.update(in_channels=[8, 16, 32, 64], out_channels=16)
+    cfg.rpn_head.update(in_channels=16, feat_channels=16)
+    cfg.roi_head.bbox_roi_extractor.update(out_channels=16)
+    cfg.roi_head.bbox_head.update(in_channels=16, fc_out_channels=16, num_classes=3)
+    model, batch = build('det', student=cfg, teacher=copy.deepcopy(cfg))
+    chi = {name: value.clone().requires_grad_() for name, value in model.augmenter.tensors().items()}
+    force(model.eval(), 'Brightness', 'Rotate', uniform=0.55)
+    data = preprocess(model, batch)
+    found = model.search_losses(data['inputs'], data['data_samples'], chi)
+    gradient = torch.autograd.grad(sum(found.values()), list(chi.values()))
+    assert all(g.isfinite().all() and g.any() for g in gradient)
+    assert sum(float(v.sum()) for n, v in losses_of(model.train(), batch).items() if n == 'loss_cls') > 0
+
+
+@pytest.mark.parametrize(
+    ('wrong', 'message'),
+    [
+        (dict(share=0.0), 'share: expected a number'),
+        (
+            dict(augmenter=dict(type='mmsokd.FeatureAugmentationNeck')),
+            "augmenter.type: expected 'mmsokd.ImageAugmenter'",
+        ),
+        (dict(augmenter=dict(type='mmsokd.ImageAugmenter', num_op=3)), r'augmenter\.num_op: expected one of'),
+        (dict(augmenter=dict(type='mmsokd.ImageAugmenter', num_ops=30)), r'augmenter\.num_ops: expected at most 14'),
+    ],
+)
+def test_wrong_options_are_told(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        build('cls', **wrong)
+
+
+def test_it_needs_a_teacher():
+    use_scope('mmpretrain')
+    term = dict(type='mmsokd.KDLoss', student_tap='head.fc', teacher_tap='head.fc', teacher='student')
+    cfg = dict(type='mmsokd.TSTDistiller', student=classifier(), terms=dict(loss_self=term), probe_size=64)
+    with pytest.raises(ValueError, match='teacher: expected one, whose losses say'):
+        MODELS.build(cfg)
+
+
+def test_nothing_of_it_is_the_optimizers():
+    model, _ = build('cls')
+    plain = distiller('Distiller', student=classifier(8), teacher=classifier(12), terms=LOGITS)
+    assert isinstance(model, Distiller)
+    assert [n for n, _ in model.named_parameters()] == [n for n, _ in plain.named_parameters()]
+    assert set(model.state_dict()) - set(plain.state_dict()) == {'augmenter._extra_state'}

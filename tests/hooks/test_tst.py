@@ -1,0 +1,345 @@
+"""TST's bursts: when they are, what they leave alone, what they learn, and that a resumed run makes them again."""
+
+import logging
+import random
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmpretrain.structures import DataSample
+from torch.utils.data import DataLoader
+
+from mmsokd.augment.image_augmenter import ImageDraw
+from mmsokd.hooks import TSTHook
+from tests.builders import classifier, distiller, retinanet
+from tests.hooks.test_training import config, make_pictures, train
+
+TST = dict(
+    type='mmsokd.TSTDistiller',
+    student=retinanet(16),
+    teacher=retinanet(24),
+    terms=dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='neck')),
+    probe_size=128,
+)
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return make_pictures(tmp_path_factory.mktemp('data') / 'pictures')
+
+
+def run(data, folder, length, more=(), hooks=(), **kwargs):
+    """A training of two iterations an epoch."""
+    cfg = config(data, folder, model=TST, epochs=length, hooks=[dict(type='mmsokd.TSTHook', **kwargs)], **dict(more))
+    runner = Runner.from_cfg(cfg)
+    for hook in hooks:
+        runner.register_hook(hook)
+    runner.train()
+    return runner
+
+
+class Watch(Hook):
+    """The augmenter's scalars after each iteration."""
+
+    priority = 'LOWEST'
+
+    def __init__(self):
+        self.seen = []
+
+    def after_train_iter(self, runner, **_):
+        augmenter = runner.model.augmenter
+        self.seen.append(torch.cat([augmenter.probability, augmenter.magnitude]).clone())
+
+
+def moves(watch):
+    """Between which iterations it moved."""
+    before = torch.zeros(25)
+    moved = []
+    for i, now in enumerate(watch.seen):
+        if not torch.equal(before, now):
+            moved.append(i)
+        before = now
+    return moved
+
+
+@pytest.mark.parametrize(
+    ('times', 'expected'), [(dict(epochs=[0, 2]), [0, 4]), (dict(iters=[3]), [3]), (dict(epochs=[]), [])]
+)
+def test_bursts_are_when_they_shall_be(data, tmp_path, times, expected):
+    watch = Watch()
+    run(data, tmp_path, 3, hooks=[watch], lr=1.0, max_batches=2, **times)
+    assert len(watch.seen) == 6
+    assert moves(watch) == expected
+
+
+def test_in_a_loop_by_iterations(data, tmp_path):
+    """With workers that live on: a second pass over the loop's own loader would end the first."""
+    watch = Watch()
+    cfg = config(data, tmp_path, model=TST, hooks=[dict(type='mmsokd.TSTHook', epochs=[1], lr=1.0)])
+    cfg.train_dataloader.update(
+        num_workers=1, persistent_workers=True, sampler=dict(type='InfiniteSampler', shuffle=True)
+    )
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=4, val_interval=4)
+    cfg.default_hooks.checkpoint.update(by_epoch=False)
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(watch)
+    runner.train()
+    assert moves(watch) == [2]  # 8 pictures in batches of 4
+
+
+def test_a_burst_leaves_the_training_alone(data, tmp_path):
+    looked = []
+
+    class Look(TSTHook):
+        def _burst(self, runner):
+            model = runner.model
+            modes = [module.training for module in model.student.modules()]
+            assert not any(modes)
+            before = {name: value.clone() for name, value in model.student.state_dict().items()}
+            super()._burst(runner)
+            torch.rand(3), np.random.rand(3), random.random()
+            assert all(torch.equal(before[name], value) for name, value in model.student.state_dict().items())
+            assert all(p.grad is None for p in model.parameters())
+            looked.append(model.augmenter.probability.any())
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            modes = [module.training for module in runner.model.modules()]
+            state = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist(), torch.initial_seed()
+            super().before_train_iter(runner, batch_idx, data_batch)
+            assert torch.equal(state[0], torch.get_rng_state())
+            assert state[1:] == (random.getstate(), np.random.get_state()[1].tolist(), torch.initial_seed())
+            assert modes == [module.training for module in runner.model.modules()]
+            assert any(modes)
+
+    runner = Runner.from_cfg(config(data, tmp_path, model=TST, epochs=1))
+    runner.register_hook(Look(epochs=[0], lr=1.0))
+    runner.train()
+    assert len(looked) == 1
+    assert looked[0]
+
+
+def test_a_killed_run_resumes_exactly(data, tmp_path):
+    times = dict(epochs=[1, 2], passes=2, lr=0.5)
+
+    class Kill(Hook):
+        priority = 'LOWEST'
+
+        def before_train_epoch(self, runner):
+            if runner.epoch == 2:
+                raise KeyboardInterrupt
+
+    whole = run(data, tmp_path / 'whole', 3, **times)
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path / 'cut', 3, hooks=[Kill()], **times)
+    second = run(data, tmp_path / 'cut', 3, more=dict(resume=True), **times)
+    a, b = whole.model.state_dict(), second.model.state_dict()
+    assert a.keys() == b.keys()
+    assert not [name for name in a if not torch.equal(a[name], b[name])]
+    assert a['augmenter._extra_state'][:25].any()
+
+
+@pytest.mark.parametrize(
+    ('wrong', 'message'),
+    [
+        (dict(), 'expected one of epochs and iters, .* found neither'),
+        (dict(epochs=[1], iters=[1]), 'found both'),
+        (dict(epochs=3), r'TSTHook\.epochs: expected a list of integers, found 3'),
+        (dict(iters=[-1]), r'TSTHook\.iters: expected an integer >= 0'),
+        (dict(epochs=[1], passes=0), r'TSTHook\.passes: expected an integer >= 1'),
+        (dict(epochs=[1], momentum=1.0), r'TSTHook\.momentum'),
+    ],
+)
+def test_wrong_options_are_told(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        TSTHook(**wrong)
+
+
+def test_what_cannot_be_is_told_before_the_training(data, tmp_path):
+    with pytest.raises(
+        ValueError, match=r'TSTHook\.epochs: .* 4 iterations \(2 epochs\), found 2, which is iteration 4'
+    ):
+        train(config(data, tmp_path, model=TST, hooks=[dict(type='mmsokd.TSTHook', epochs=[0, 2])]))
+    sokd = dict(TST, type='mmsokd.Distiller')
+    with pytest.raises(
+        TypeError, match=r"model\.type: expected 'mmsokd\.TSTDistiller' beside TSTHook, found Distiller"
+    ):
+        train(config(data, tmp_path, model=sokd, hooks=[dict(type='mmsokd.TSTHook', epochs=[0])]))
+    student = retinanet(16)
+    student['bbox_head']['loss_cls'] = dict(type='GHMC')
+    strange = dict(TST, student=student)
+    with pytest.raises(ValueError, match=r'student\.bbox_head\.loss_cls: expected one of the losses .* found GHMC'):
+        train(config(data, tmp_path, model=strange, hooks=[dict(type='mmsokd.TSTHook', epochs=[0])]))
+
+
+# ---- a small problem: the colour of a bar is its class ---------------------------------------------------------------
+
+
+class Net(torch.nn.Sequential):
+    """A backbone of two convolutions."""
+
+    def __init__(self, width):
+        super().__init__()
+        for i, (inner, outer, kernel) in enumerate([(3, width, 7), (width, 2 * width, 3)]):
+            self.add_module(f'conv{i}', torch.nn.Conv2d(inner, outer, kernel, 2, kernel // 2))
+            self.add_module(f'norm{i}', torch.nn.BatchNorm2d(outer))
+            self.add_module(f'relu{i}', torch.nn.ReLU())
+
+    def forward(self, x):
+        return (super().forward(x),)
+
+
+def net(width):
+    head = dict(type='LinearClsHead', in_channels=2 * width, loss=dict(type='CrossEntropyLoss', loss_weight=1.0))
+    return classifier(classes=3, backbone=dict(type=Net, width=width), head=head)
+
+
+def coloured_bars(n=192):
+    """Red, green or blue bars on dark noise, in mmpretrain's form."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (n,), generator=generator)
+    x = torch.rand(n, 3, 16, 16, generator=generator) * 60
+    phase = torch.randint(0, 6, (n,), generator=generator)[:, None]
+    bars = (torch.arange(16) - phase) % 8 < 3  # (n, 16)
+    x += bars[:, None, :, None] * torch.nn.functional.one_hot(labels, 3)[:, :, None, None] * 150
+    pictures = x.round().to(torch.uint8)
+    return [
+        dict(inputs=p, data_samples=DataSample().set_gt_label(int(k))) for p, k in zip(pictures, labels, strict=True)
+    ]
+
+
+def small_problem():
+    """A TSTDistiller, its pictures, and a runner for the hook."""
+    term = dict(loss_kd=dict(type='mmsokd.KDLoss', tap='head.fc'))
+    model = distiller('TSTDistiller', student=net(6), teacher=net(12), terms=term, probe_size=32)
+    pictures = coloured_bars()
+    runner = SimpleNamespace(
+        model=model,
+        iter=0,
+        max_iters=10,
+        max_epochs=1,
+        seed=0,
+        logger=logging.getLogger('tst'),
+        train_dataloader=DataLoader(pictures, batch_size=32, collate_fn=pseudo_collate),
+        optim_wrapper=SimpleNamespace(optim_context=lambda _: nullcontext()),
+    )
+    return model, pictures, runner
+
+
+def burst(runner, **kwargs):
+    hook = TSTHook(iters=[0], **kwargs)
+    hook.before_run(runner)
+    hook.before_train(runner)
+    hook.before_train_iter(runner, 0)
+    return hook
+
+
+def fit(model, network, pictures, steps, known=()):
+    """Train a network of the distiller, also on what two of the ``known`` operators make of the pictures."""
+    network.requires_grad_(True).train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    for _ in range(steps):
+        batch = [pictures[i] for i in torch.randint(0, len(pictures), (32,)).tolist()]
+        data = model.data_preprocessor(pseudo_collate(batch), True)
+        inputs, samples = data['inputs'], data['data_samples']
+        if known:
+            ops = tuple(known[i] for i in torch.randperm(len(known))[:2].tolist())
+            signs, centre = torch.randint(2, (32, 2)) * 2.0 - 1, torch.rand(32, 2)
+            draw = ImageDraw(ops, torch.full((2,), 0.999), signs, centre)
+            model.augmenter.sample = lambda _, draw=draw: draw
+            inputs, samples = torch.cat([inputs, model.augment(inputs, samples)[0]]), samples * 2
+        loss, _ = model.parse_losses(network(inputs, samples, mode='loss'))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    vars(model.augmenter).pop('sample', None)
+
+
+@torch.no_grad()
+def task_losses_of(model, pictures):
+    """The teacher's and the student's mean task loss on augmented pictures, over 48 draws, always the same."""
+    model.eval()
+    model.augmenter.draws = 10_000
+    data = model.data_preprocessor(pseudo_collate(pictures[:64]), True)
+    losses = []
+    for _ in range(48):
+        images, samples = model.augment(data['inputs'], data['data_samples'])
+        both = (model.teacher, model.student)
+        losses.append([float(m(images, samples, mode='loss')['loss']) for m in both])
+    return np.mean(losses, axis=0)
+
+
+@pytest.mark.slow
+def test_a_burst_finds_what_the_teacher_knows_and_the_student_does_not():
+    """The teacher has seen inverted and rotated pictures, the student neither.
+
+    With softer gates than the paper's: at a temperature of 0.05 most have no gradient, and 192 pictures are too few.
+    """
+    model, pictures, runner = small_problem()
+    model.augmenter.temperature = 0.5
+    fit(model, model.student, pictures, 60)
+    fit(model, model.teacher, pictures, 100, known=['Invert', 'Rotate'])
+    model.teacher.requires_grad_(False)
+    teacher, student = task_losses_of(model, pictures)
+    model.augmenter.draws = 0
+    burst(runner, passes=20, lr=0.1)
+    teacher_after, student_after = task_losses_of(model, pictures)
+    assert teacher_after < 0.95 * teacher
+    assert student_after > 1.05 * student
+
+
+def test_the_rate_falls_when_the_loss_no_longer_does():
+    _, _, runner = small_problem()
+    rates, losses = [], iter([1.0, 0.99, 0.9, 0.885, 0.5, 0.485, 0.6, 0.6])
+
+    class Told(TSTHook):
+        def _pass(self, runner, loader, optimizer):
+            rates.append(optimizer.param_groups[0]['lr'])
+            return dict(teacher=next(losses), student=0.0)
+
+    hook = Told(iters=[0], passes=8, lr=1.0)
+    hook.before_train(runner)
+    hook.before_train_iter(runner, 0)
+    # falls by 0.01 (1 %): slower; 0.09: no; 0.015 (1.7 %): slower; 0.385: no; 0.015 (3 %): no; a rise: slower
+    assert rates == pytest.approx([1.0, 1.0, 0.9, 0.9, 0.81, 0.81, 0.81, 0.729])
+
+
+def test_momentum_starts_anew_and_a_pass_sees_each_picture_once():
+    model, pictures, runner = small_problem()
+    seen, moved = [], []
+    preprocess = model.data_preprocessor.forward
+
+    def look(data, training):
+        seen.append(torch.stack([x.float().sum() for x in data['inputs']]))
+        return preprocess(data, training)
+
+    model.data_preprocessor.forward = look
+    for _ in range(2):
+        model.augmenter.probability.zero_()
+        model.augmenter.magnitude.zero_()
+        model.augmenter.draws = 0
+        burst(runner, passes=2, lr=0.5)
+        moved.append(torch.cat([*model.augmenter.tensors().values()]))
+    assert torch.equal(*moved)
+    whole = sorted(float(item['inputs'].float().sum()) for item in pictures)
+    passes = torch.cat(seen).view(4, -1)
+    assert all(sorted(row.tolist()) == whole for row in passes)
+    assert not torch.equal(passes[0], passes[1])
+    assert torch.equal(passes[0], passes[2])
+
+
+def test_a_scaled_gradient_is_scaled_back_and_an_overflow_is_left_out():
+    found = []
+    for scale in (1.0, 2.0**16, 1e38):
+        torch.manual_seed(0)
+        model, _, runner = small_problem()
+        runner.optim_wrapper.loss_scaler = SimpleNamespace(get_scale=lambda scale=scale: scale)  # AmpOptimWrapper's
+        burst(runner, lr=0.5, max_batches=3)
+        found.append(torch.cat([*model.augmenter.tensors().values()]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-7)
+    assert found[0].any()
+    assert found[2].isfinite().all()

@@ -1,0 +1,146 @@
+"""The libraries' loss modules, turned round, against plain Python; and back as they were."""
+
+import copy
+
+import pytest
+import torch
+from mmdet.models import losses as det
+from mmpretrain.models import losses as cls
+from mmseg.models import losses as seg
+from torch import nn
+
+from mmsokd.losses.flipped import TWINS, flipped, flipped_cross_entropy, task_losses
+from tests.builders import classifier, gfl, retinanet, segmentor, use_scope
+from tests.reference import flipped as reference
+
+close = torch.testing.assert_close
+
+
+def turned(loss, *args, **kwargs):
+    """What a loss module gives within the block."""
+    model = nn.ModuleList([loss])
+    with flipped(model):
+        return loss(*args, **kwargs)
+
+
+def boxes(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(n, 2, 2, generator=generator).sort(dim=1).values * 20
+    return (corners + torch.tensor([[[0.0, 0.0], [2.0, 3.0]]])).flatten(1).double()
+
+
+def test_softmax_cross_entropy_of_each_library():
+    logits, labels = torch.randn(7, 4, dtype=torch.float64) * 3, torch.tensor([0, 3, 1, 2, 2, 0, 3])
+    each = [reference.softmax_ce(row, label) for row, label in zip(logits.tolist(), labels.tolist(), strict=True)]
+    close(
+        turned(cls.CrossEntropyLoss(loss_weight=0.5), logits, labels, avg_factor=7).item(),
+        0.5 * sum(each) / 7,
+        rtol=1e-6,
+        atol=0,
+    )
+    weight = torch.tensor([1.0, 0, 2, 1, 0, 1, 1])
+    expected = sum(w * e for w, e in zip(weight.tolist(), each, strict=True)) / 5
+    close(turned(det.CrossEntropyLoss(), logits, labels, weight, avg_factor=5).item(), expected, rtol=1e-6, atol=0)
+    by_class = cls.CrossEntropyLoss(class_weight=[1.0, 2.0, 3.0, 0.5])
+    expected = sum([1.0, 2.0, 3.0, 0.5][k] * e for k, e in zip(labels.tolist(), each, strict=True)) / 7
+    close(turned(by_class, logits, labels, avg_factor=7).item(), expected, rtol=1e-6, atol=0)
+    close(turned(cls.LabelSmoothLoss(0.1, 4), logits, labels, avg_factor=7).item(), sum(each) / 7, rtol=1e-6, atol=0)
+    shares = torch.rand(7, 4, dtype=torch.float64).softmax(1)  # as mixup makes them
+    rows = zip(logits.tolist(), shares.tolist(), strict=True)
+    expected = sum(s * reference.softmax_ce(row, k) for row, share in rows for k, s in enumerate(share)) / 7
+    close(turned(cls.CrossEntropyLoss(use_soft=True), logits, shares, avg_factor=7).item(), expected, rtol=1e-6, atol=0)
+
+
+def test_segmentation_is_a_mean_over_the_labelled_pixels():
+    logits, labels = torch.randn(2, 5, 3, 4, dtype=torch.float64), torch.randint(0, 5, (2, 3, 4))
+    labels[0, :2] = 255
+    each = [
+        reference.softmax_ce(logits[n, :, y, x].tolist(), int(labels[n, y, x]))
+        for n, y, x in (labels != 255).nonzero().tolist()
+    ]
+    assert len(each) == 16
+    found = turned(seg.CrossEntropyLoss(loss_weight=0.4), logits, labels, weight=None, ignore_index=255)
+    close(found.item(), 0.4 * sum(each) / 16, rtol=1e-6, atol=0)
+    assert turned(seg.CrossEntropyLoss(), logits, torch.full_like(labels, 255), ignore_index=255) == 0
+
+
+def test_a_sure_student_cannot_rule_the_sum():
+    logits = torch.tensor([[60.0, 0.0], [0.0, 0.0], [-60.0, 0.0]], requires_grad=True)
+    loss = flipped_cross_entropy(logits, torch.tensor([0, 0, 0]))
+    close(loss, torch.tensor([18.42068, 0.693147, 0.0]), rtol=1e-5, atol=1e-6)
+    loss.sum().backward()
+    assert logits.grad.isfinite().all()
+    half = flipped_cross_entropy(logits.detach().half(), torch.tensor([0, 0, 0]))
+    close(half, loss.detach(), rtol=1e-3, atol=1e-6)
+
+
+def test_binary_cross_entropy_swaps_its_targets():
+    logits, labels = torch.randn(6, 1, dtype=torch.float64), torch.tensor([0, 1, 1, 0, 1, 0])  # a region proposal's
+    weight = torch.tensor([1.0, 1, 0, 1, 1, 0])
+    rows = zip(logits[:, 0].tolist(), labels.tolist(), weight.tolist(), strict=True)
+    expected = sum(w * reference.bce(x, float(k == 0)) for x, k, w in rows) / 4
+    found = turned(det.CrossEntropyLoss(use_sigmoid=True), logits, labels, weight.clone(), avg_factor=4)
+    close(found.item(), expected, rtol=1e-5, atol=0)
+    targets = torch.rand(6, dtype=torch.float64)  # a centerness
+    rows = zip(logits[:, 0].tolist(), targets.tolist(), strict=True)
+    found = turned(det.CrossEntropyLoss(use_sigmoid=True), logits[:, 0], targets, avg_factor=6)
+    close(found.item(), sum(reference.bce(x, t) for x, t in rows) / 6, rtol=1e-5, atol=0)
+
+
+def test_focal_loss_takes_one_minus_p():
+    logits, labels = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 3, 2, 1, 3])  # 3 is background
+    expected = sum(
+        reference.focal(x, k == label, 0.25, 2.0)
+        for row, label in zip(logits.tolist(), labels.tolist(), strict=True)
+        for k, x in enumerate(row)
+    )
+    found = turned(det.FocalLoss(use_sigmoid=True, loss_weight=1.5), logits, labels, avg_factor=2)
+    close(found.item(), 1.5 * expected / 2, rtol=1e-5, atol=0)
+
+
+def test_l1_and_giou_are_bounded():
+    a, b = boxes(6, 0), boxes(6, 1)
+    b[0], b[1] = a[0], a[1] + 0.3
+    weight = torch.tensor([[1.0], [1], [0], [1], [2], [1]]).expand(6, 4)
+    pairs = zip(a.tolist(), b.tolist(), weight[:, 0].tolist(), strict=True)
+    flat = [w * reference.l1(x, y, 1.0) for p, q, w in pairs for x, y in zip(p, q, strict=True)]
+    close(turned(det.L1Loss(loss_weight=2.0), a, b, weight, avg_factor=3).item(), 2 * sum(flat) / 3, rtol=1e-5, atol=0)
+    assert sum(flat) > 6  # the equal box counts in full, the near one by 0.7 a side
+    pairs = zip(a.tolist(), b.tolist(), weight[:, 0].tolist(), strict=True)
+    expected = sum(w * reference.giou(p, q) for p, q, w in pairs) / 3
+    close(turned(det.GIoULoss(loss_weight=2.0), a, b, weight, avg_factor=3).item(), 2 * expected, rtol=1e-5, atol=1e-6)
+    assert turned(det.GIoULoss(), a[:0], b[:0], weight[:0], avg_factor=1) == 0
+    far = turned(det.SmoothL1Loss(), torch.full((3, 4), 50.0), torch.zeros(3, 4))
+    assert far == 0  # bad enough: no reason to make it worse
+
+
+@pytest.mark.parametrize('make', [classifier, segmentor, retinanet, gfl], ids=lambda f: f.__name__)
+def test_every_loss_of_a_model_is_found_and_left_as_it_was(make):
+    from mmengine.registry import MODELS as ROOT_MODELS
+
+    model = ROOT_MODELS.build(make())
+    found = task_losses(model)
+    heads = dict(classifier=['head.loss_module'], segmentor=['decode_head.loss_decode'])
+    heads |= dict(retinanet=['bbox_head.loss_cls', 'bbox_head.loss_bbox'])
+    heads |= dict(gfl=['bbox_head.loss_cls', 'bbox_head.loss_bbox', 'bbox_head.loss_dfl'])
+    assert sorted(found) == sorted(heads[make.__name__])
+    (module, *_) = found.values()
+    with flipped(model):
+        assert 'forward' in vars(module)
+    assert 'forward' not in vars(module)
+    with pytest.raises(TypeError), flipped(model):
+        module()
+    assert 'forward' not in vars(module)
+    copy.deepcopy(model)
+
+
+def test_what_cannot_be_turned_round_is_named():
+    use_scope('mmdet')
+    model = nn.ModuleDict(dict(head=nn.ModuleDict(dict(loss_cls=det.GHMC(), loss_bbox=det.L1Loss()))))
+    with pytest.raises(ValueError, match=r'student\.head\.loss_cls: expected one of .* found GHMC; nearest: '):
+        task_losses(model)
+    with pytest.raises(ValueError, match='expected a student with loss modules'):
+        task_losses(nn.Conv2d(1, 1, 1))
+    with pytest.raises(ValueError, match='found CrossEntropyLoss'):
+        task_losses(nn.ModuleList([det.CrossEntropyLoss(use_mask=True)]))
+    assert set(TWINS) <= {name for room in (det, seg, cls) for name in vars(room)}
