@@ -19,11 +19,16 @@ class StudentCheckpointHook(Hook):
 
     Args:
         prefix: what comes before the checkpoint's name.
+
+    Raises:
+        ValueError: ``prefix`` is no text that a file's name can begin with.
     """
 
     priority = 'LOWEST'  # after CheckpointHook, whose files these are
 
     def __init__(self, prefix: str = 'student_') -> None:
+        if not isinstance(prefix, str) or not prefix or Path(prefix).name != prefix:
+            raise ValueError(f"StudentCheckpointHook.prefix: expected the beginning of a file's name, found {prefix!r}")
         self.prefix = prefix
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
