@@ -207,6 +207,7 @@ SYNONYMS = dict(
     tau=['temperature', 'T'],
     num_areas=['k', 'topk'],
 )
+TAP_KEYS = ('tap', 'student_tap', 'teacher_tap', 'at', 'student_at')
 TAPS = (
     *('backbone.layer9', 'bakbone.layer3', 'backbone.layer4', 'backbone.layer1', 'neck[9]', 'neck[-9]', 'neck[0]'),
     *('backbone[0:0]', 'backbone', 'neck', 'bbox_head', 'head', 'decode_head', 'head.fc', 'head.loss_module', 'layer3'),
@@ -279,17 +280,21 @@ def other_tap(rng: random.Random, parent: Any, key: Any, names: list[str]) -> No
 def mutate(rng: random.Random, start: Base) -> Mutation:
     """One mutation at a key of any depth."""
     cfg = copy.deepcopy(start.cfg)
-    parent, key, path = rng.choice(places(rng, start, cfg))
+    found = places(rng, start, cfg)
+    special = [node for node in found if node[2][-1] in ('type', *TAP_KEYS)]  # few of so many keys
+    parent, key, path = rng.choice(special if special and rng.random() < 0.3 else found)
     kinds: dict[str, Any] = dict(wrong_value=other_value, dropped=dropped)
     if isinstance(parent, dict):
         kinds.update(renamed=renamed, doubled=doubled)
-    if path[-1] in ('tap', 'student_tap', 'teacher_tap', 'at', 'student_at'):
+    if path[-1] in TAP_KEYS:
         models = [pooled(start.task, start.host == 'LD', side) for side in ('student', 'teacher')]
         names = [name for model in models for name, _ in model.named_modules() if name]
         kinds['wrong_tap'] = partial(other_tap, names=names)
     if path[-1] == 'type':
         kinds['wrong_type'] = partial(other_value, values=TYPES)
-    kind = rng.choice([*kinds, list(kinds)[-1], 'wrong_value'])
+    kind = rng.choice(
+        [*kinds, 'wrong_value', 'wrong_value', *[kind for kind in kinds if kind in ('wrong_tap', 'wrong_type')] * 5]
+    )
     before = set(parent) if isinstance(parent, dict) else set()
     kinds[kind](rng, parent, key)
     new = ''.join(set(parent) - before) if isinstance(parent, dict) else ''
@@ -433,8 +438,8 @@ def names_the_key(message: str, mutation: Mutation) -> bool:
     if mutation.base.host is None:  # MMEngine builds hooks, and knows of no key around the argument
         return any(name in message for name in (last, mutation.new) if name)
     keys = [(*around, last), (*around, mutation.new)] if mutation.new else [mutation.path]
-    least = 2 if around[:1] == ['terms'] and len(around) > 1 else 1
-    keys += [tuple(around[:n]) for n in range(least, len(around) + 1)]
+    least = len(around) if not is_foreign(mutation) else min(len(around), 2 if around[0] == 'terms' else 1)
+    keys += [tuple(around[:n]) for n in range(max(least, 1), len(around) + 1)]
     keys += [('model', mutation.new)] if mutation.new and not around else []
     if around == ['teachers'] and any(f"'{name}'" in message for name in (last, mutation.new)):  # a term asks for it
         return True

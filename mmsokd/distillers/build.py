@@ -81,6 +81,8 @@ def build_model(key: str, source: Any, data_preprocessor: dict | None = None) ->
     model = model.copy()  # shallow: the registry's build copies, and `type` may be a class
     if scope is not None:
         model.setdefault('_scope_', scope)
+    if not isinstance(model['type'], str) and not callable(model['type']):
+        raise ValueError(f'{key}.type: expected a registered name or a class, found {model["type"]!r}')
     top = key.removesuffix('.cfg')
     if top != 'student' and 'checkpoint' in model:
         raise ValueError(f'{key}.checkpoint: expected it beside cfg, as {top}=dict(cfg=dict(...), checkpoint=...)')

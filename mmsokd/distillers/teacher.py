@@ -153,7 +153,10 @@ class Teacher:
             ValueError: it does not; names both divisors.
         """
         size_of_all = getattr(student, 'size', None)  # mmseg's
-        theirs = math.gcd(*size_of_all) if size_of_all else _divisor(student)
+        sides = size_of_all if isinstance(size_of_all, list | tuple) else [size_of_all]
+        if size_of_all and not all(isinstance(side, int) for side in sides):
+            raise ValueError(f'student.data_preprocessor.size: expected (height, width), found {size_of_all!r}')
+        theirs = math.gcd(*sides) if size_of_all else _divisor(student)
         ours = _divisor(getattr(self.module, 'data_preprocessor', None))
         if theirs % ours == 0:
             return

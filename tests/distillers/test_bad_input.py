@@ -241,6 +241,7 @@ class OwnAdapter(ConvAdapter):
             r"^teacher: expected the model that 'terms\.loss_hint' learns from, found none, nor 'teachers'",
         ),
         (dict(student=None), '^student: expected a model dict, .*found None'),
+        (dict(teacher=dict(type=None)), r'^teacher\.type: expected a registered name or a class, found None'),
         (dict(student=dict(type=dict)), r"^student\.type: expected a model, found <class 'dict'>"),
         (dict(student=retinanet(neck=dict(type='FPN', in_channel=8))), r'^student: .*argument .in_channel'),
         (dict(teacher=dict(cfg=retinanet(backbone=dict(type='ResNet')))), r'^teacher\.cfg: .*missing .*depth'),
