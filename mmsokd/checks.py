@@ -126,7 +126,8 @@ def check_pair(key: str, value: Any, low: float, high: float, closed: bool = Tru
 
 def check_layer(key: str, cfg: Any) -> None:
     """Raise ValueError unless ``cfg`` is None or the config of a layer."""
-    if cfg is not None and (not isinstance(cfg, Mapping) or 'type' not in cfg):
+    kind = cfg.get('type') if isinstance(cfg, Mapping) else None
+    if cfg is not None and not isinstance(kind, str) and not callable(kind):
         raise ValueError(f"{key}: expected None or a dict with 'type', found {cfg!r}")
 
 

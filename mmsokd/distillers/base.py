@@ -82,7 +82,8 @@ class Distiller(BaseModel):
         if probe_size > _LARGEST_PROBE:
             raise ValueError(f'probe_size: expected a side of at most {_LARGEST_PROBE} pixels, found {probe_size}')
         student = build_model('student', student, data_preprocessor)
-        super().__init__(getattr(student, 'data_preprocessor', None) or data_preprocessor, init_cfg)
+        with telling('student.data_preprocessor'):
+            super().__init__(getattr(student, 'data_preprocessor', None) or data_preprocessor, init_cfg)
         self.student = student
         self.keep_host = keep_host
         self._guard = FiniteGuard()

@@ -75,6 +75,8 @@ def build_model(key: str, source: Any, data_preprocessor: dict | None = None) ->
         scope = source.get('default_scope')
         data_preprocessor = source.get('data_preprocessor') or data_preprocessor
         source = source['model']
+        if not isinstance(source, dict):
+            raise TypeError(f"{key}.model: expected a model dict with 'type', found {source!r}")
     if 'type' not in source:
         raise ValueError(f"{key}: expected a model dict with 'type', or dict(cfg=...), found the keys {sorted(source)}")
     model = ConfigDict(source) if not isinstance(source, ConfigDict) else source

@@ -237,10 +237,19 @@ class OwnAdapter(ConvAdapter):
             r"^terms\.loss_hint\.adapter\.act_cfg: expected None or a dict with 'type', found \[1\]",
         ),
         (
+            dict(terms=terms(adapter=dict(type='mmsokd.ConvAdapter', norm_cfg=dict(type=None)))),
+            r"^terms\.loss_hint\.adapter\.norm_cfg: expected None or a dict with 'type', found {'type': None}",
+        ),
+        (
             dict(teacher=None, terms=terms(teacher='one')),
             r"^teacher: expected the model that 'terms\.loss_hint' learns from, found none, nor 'teachers'",
         ),
         (dict(student=None), '^student: expected a model dict, .*found None'),
+        (dict(teacher=dict(model='a.py')), r"^teacher\.model: expected a model dict with 'type', found 'a\.py'"),
+        (
+            dict(student=retinanet(data_preprocessor=dict(type=dict, mean=0))),
+            r'^.?student\.data_preprocessor: .*must contain the key .type., but got \{.*mean',
+        ),
         (dict(teacher=dict(type=None)), r'^teacher\.type: expected a registered name or a class, found None'),
         (dict(student=dict(type=dict)), r"^student\.type: expected a model, found <class 'dict'>"),
         (dict(student=retinanet(neck=dict(type='FPN', in_channel=8))), r'^student: .*argument .in_channel'),
