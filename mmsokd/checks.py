@@ -7,21 +7,24 @@ from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
+import torch
 from torch import Tensor
+
+_LARGEST, _SMALLEST = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny  # what a loss can compute with
 
 
 def nearest(name: str, candidates: Iterable[str], n: int = 3) -> list[str]:
     """The up to ``n`` candidates a user most probably meant by ``name``, best first.
 
     A dotted path is compared first as a whole, then by its last component, so that ``neck.layer3`` finds
-    ``backbone.layer3``.
+    ``backbone.layer3``. Capitals do not count.
     """
-    candidates = list(candidates)
-    close = difflib.get_close_matches(name, candidates, n=n, cutoff=0.6)
+    name, meant = name.lower(), {c.lower(): c for c in candidates}
+    close = difflib.get_close_matches(name, meant, n=n, cutoff=0.6)
     tail = name.rsplit('.', 1)[-1]
-    by_tail = [c for c in candidates if c.rsplit('.', 1)[-1] == tail]
-    loose = difflib.get_close_matches(name, candidates, n=n, cutoff=0.3)
-    return list(dict.fromkeys([*close, *by_tail, *loose]))[:n]
+    by_tail = [c for c in meant if c.rsplit('.', 1)[-1] == tail]
+    loose = difflib.get_close_matches(name, meant, n=n, cutoff=0.3)
+    return [meant[c] for c in dict.fromkeys([*close, *by_tail, *loose])][:n]
 
 
 @contextmanager
@@ -58,9 +61,23 @@ def check_choice(key: str, value: Any, choices: Iterable[Any]) -> None:
     raise ValueError(f'{key}: expected one of {choices}, found {value!r}{hint}')
 
 
+def check_keys(key: str, given: Iterable[Any], allowed: Iterable[str]) -> None:
+    """Raise ValueError unless all keys that the config has below ``key`` are ``allowed``; names the nearest one."""
+    allowed = sorted(set(allowed))
+    for name in given:
+        if name not in allowed:
+            near = nearest(str(name), allowed, n=1)
+            raise ValueError(f'{key}.{name}: expected one of {allowed}, found {name!r}; nearest: {near}')
+
+
 def is_number(value: Any) -> bool:
     """Whether ``value`` is a real number; True and False are none."""
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_factor(value: Any, least: float = 0) -> bool:
+    """Whether ``value`` is a number >= ``least`` by which a float32 can be multiplied."""
+    return is_number(value) and least <= value <= _LARGEST
 
 
 def check_range(key: str, value: Any, low: float, high: float, closed: bool = True) -> None:
@@ -70,20 +87,26 @@ def check_range(key: str, value: Any, low: float, high: float, closed: bool = Tr
 
 
 def check_number(key: str, value: Any, least: float = 0) -> None:
-    """Raise ValueError unless ``value`` is a finite number >= ``least``."""
-    if not is_number(value) or not least <= value < math.inf:
-        raise ValueError(f'{key}: expected a number >= {least}, found {value!r}')
+    """Raise ValueError unless ``value`` is a number >= ``least`` that float32 holds."""
+    if not is_factor(value, least):
+        raise ValueError(f'{key}: expected a number >= {least}, found {value!r}{_beyond(value)}')
 
 
 def check_positive(key: str, value: Any) -> None:
-    """Raise ValueError unless ``value`` is a finite number > 0."""
-    if not is_number(value) or not 0 < value < math.inf:
-        raise ValueError(f'{key}: expected a number > 0, found {value!r}')
+    """Raise ValueError unless ``value`` is a number > 0 that float32 holds."""
+    if not is_factor(value, _SMALLEST):
+        raise ValueError(f'{key}: expected a number > 0, found {value!r}{_beyond(value)}')
+
+
+def _beyond(value: Any) -> str:
+    is_beyond = is_number(value) and math.isfinite(value) and value > 0
+    return ', which float32 does not hold' if is_beyond and not _SMALLEST <= value <= _LARGEST else ''
 
 
 def check_integer(key: str, value: Any, least: int | None = None) -> None:
-    """Raise ValueError unless ``value`` is an integer, and >= ``least`` where that is given."""
-    if not is_number(value) or not isinstance(value, Integral) or (least is not None and value < least):
+    """Raise ValueError unless ``value`` is an integer of 32 bits, and >= ``least`` where that is given."""
+    fits = is_number(value) and isinstance(value, Integral) and -(2**31) <= value < 2**31
+    if not fits or (least is not None and value < least):
         raise ValueError(f'{key}: expected an integer{"" if least is None else f" >= {least}"}, found {value!r}')
 
 
@@ -93,16 +116,28 @@ def check_bool(key: str, value: Any) -> None:
         raise ValueError(f'{key}: expected True or False, found {value!r}')
 
 
+def check_pair(key: str, value: Any, low: float, high: float, closed: bool = True) -> None:
+    """Raise ValueError unless ``value`` is a list or tuple of two numbers in the range of :func:`check_range`."""
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError(f'{key}: expected two numbers, found {value!r}')
+    for number in value:
+        check_range(key, number, low, high, closed)
+
+
+def check_layer(key: str, cfg: Any) -> None:
+    """Raise ValueError unless ``cfg`` is None or the config of a layer."""
+    kind = cfg.get('type') if isinstance(cfg, Mapping) else None
+    if cfg is not None and not isinstance(kind, str) and not callable(kind):
+        raise ValueError(f"{key}: expected None or a dict with 'type', found {cfg!r}")
+
+
 def check_norm(key: str, norm_cfg: Any, *widths: int) -> None:
     """Raise ValueError unless ``norm_cfg`` is None or a norm layer's config that fits ``widths`` channels.
 
     GroupNorm's ``num_groups`` is the user's to choose; mmcv tells of a wrong one without its key.
     """
-    if norm_cfg is None:
-        return
-    if not isinstance(norm_cfg, Mapping) or 'type' not in norm_cfg:
-        raise ValueError(f"{key}: expected None or a dict with 'type', found {norm_cfg!r}")
-    if norm_cfg['type'] != 'GN':
+    check_layer(key, norm_cfg)
+    if norm_cfg is None or norm_cfg['type'] != 'GN':
         return
     groups = norm_cfg.get('num_groups')
     check_integer(f'{key}.num_groups', groups, 1)

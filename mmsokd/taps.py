@@ -7,7 +7,8 @@ once a level (``bbox_head.retina_cls``). A tuple of such texts gives the levels 
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from mmsokd.checks import nearest
+from mmsokd.checks import nearest, telling
 
 Tap = str | tuple[str, ...]
 _AUXILIARY = 'auxiliary_head'  # of mmseg, which runs it in `loss` mode only
@@ -308,19 +309,33 @@ def run_for_taps(model: nn.Module, taps: Iterable[Tap], inputs: Tensor, data_sam
             head(feats)
 
 
+@contextmanager
+def in_eval(model: nn.Module) -> Iterator[None]:
+    """Every part of ``model`` in eval mode; afterwards each in its own again."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 @torch.no_grad()
-def probe(model: nn.Module, taps: Iterable[Tap], size: int, at: str | None = None) -> Probe:
+def probe(
+    model: nn.Module, taps: Iterable[Tap], size: int, at: str | None = None, keys: Mapping[Tap, str] | None = None
+) -> Probe:
     """Dry-run ``model`` in eval mode on a noise image ``size`` x ``size`` and look at its taps.
 
     Neither the model's modes nor the global random state are changed. With ``at``, the path of a tapped layer, a second
     run with noise on that layer's output shows what follows it: neither the order of the calls nor the names tell.
+    ``keys`` tells where the config has each tap, for messages.
 
     Raises:
         UnknownTapError, TypeError: as :class:`FeatureTap` does.
         ValueError: a feature's first dimension is not the batch, or a backbone's tokens lie on no grid.
     """
     taps = list(taps)
-    modes = {module: module.training for module in model.modules()}
     device = next((p.device for p in model.parameters()), torch.device('cpu'))
     image = torch.randn(1, _channels(model), size, size, generator=torch.Generator().manual_seed(0)).to(device)
     shape = (size, size)
@@ -329,7 +344,6 @@ def probe(model: nn.Module, taps: Iterable[Tap], size: int, at: str | None = Non
             img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0)
         )
     )
-    model.eval()
     watch = _Watch()
     paths = dict.fromkeys(path for tap in taps for path in paths_of(tap))
     names = {parse_tap(path).module for path in paths}
@@ -341,15 +355,14 @@ def probe(model: nn.Module, taps: Iterable[Tap], size: int, at: str | None = Non
             run_for_taps(model, taps, image, [sample])
         return feats
 
-    try:
+    with in_eval(model):
         feats = run({name: watch.listener(name) for name in names})
         shaken = run({parse_tap(at).module: _shake}) if at is not None else None
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     extra = getattr(getattr(model, 'backbone', None), 'num_extra_tokens', 0)
-    seen = {path: [_spec(path, x, size, extra) for x in feats[path]] for path in paths}
-    specs = {tap: [spec for path in paths_of(tap) for spec in seen[path]] for tap in taps}
+    specs = {}
+    for tap in taps:
+        with telling(keys[tap]) if keys else nullcontext():
+            specs[tap] = [_spec(path, x, size, extra) for path in paths_of(tap) for x in feats[path]]
     follows = {
         tap: [not torch.equal(*pair) for pair in zip(feats[tap], shaken[tap], strict=True)] for tap in taps if shaken
     }

@@ -7,7 +7,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmsokd.checks import check_bool, check_choice, check_integer, check_norm, check_positive
+from mmsokd.checks import check_bool, check_choice, check_integer, check_layer, check_norm, check_positive
 from mmsokd.registry import MODELS
 
 MODES = ('bilinear', 'nearest', 'area')
@@ -130,6 +130,7 @@ class ConvAdapter(_Adapter):
                 f'ConvAdapter.kernel_size: expected an odd number, which keeps the size, found {kernel_size}'
             )
         check_norm('ConvAdapter.norm_cfg', norm_cfg, out_channels)
+        check_layer('ConvAdapter.act_cfg', act_cfg)
         if resize == 'conv':
             if kernel_size != 1:
                 raise ValueError(

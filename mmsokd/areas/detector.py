@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mmsokd.areas.decode import area_weight, decode
 from mmsokd.areas.head import AreaHead, AreaMaps, mix
-from mmsokd.checks import check_bool, check_choice, check_number, check_same_shape
+from mmsokd.checks import check_bool, check_choice, check_integer, check_number, check_same_shape
 from mmsokd.registry import MODELS
 
 
@@ -90,9 +90,10 @@ class DistinctiveAreaDetector(BaseModule):
         check_choice('areas.source', source, ['student', 'teacher', 'mutual'])
         check_choice('areas.overlap', overlap, ['union', 'sum'])
         check_choice('areas.normalization', normalization, ['area', 'all'])
-        for key, value in (('num_areas', num_areas), ('num_classes', num_classes), ('feat_channels', feat_channels)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f'areas.{key}: expected an integer >= 1, found {value!r}')
+        check_integer('areas.num_areas', num_areas, 1)
+        check_integer('areas.num_classes', num_classes, 1)
+        if feat_channels is not None:
+            check_integer('areas.feat_channels', feat_channels, 1)
         for key, value in (
             ('agreement_weight', agreement_weight),
             ('area_weight', area_weight),

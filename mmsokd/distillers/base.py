@@ -11,7 +11,7 @@ from mmengine.model import ModuleDict
 from torch import Tensor
 
 from mmsokd.areas import AreaResult
-from mmsokd.checks import check_bool, nearest, telling
+from mmsokd.checks import check_bool, check_integer, check_keys, telling
 from mmsokd.distillers.build import build_model
 from mmsokd.distillers.face import Face
 from mmsokd.distillers.plugins import Areas, Refiner, RefineStep
@@ -19,11 +19,12 @@ from mmsokd.distillers.schedule import Clock
 from mmsokd.distillers.teacher import Teacher
 from mmsokd.distillers.term import STUDENT, Term, mean_stats
 from mmsokd.registry import MODELS
-from mmsokd.taps import Features, FeatureTap, Tap, parse_tap, paths_of, probe, run_for_taps
+from mmsokd.taps import Features, FeatureTap, Tap, in_eval, parse_tap, paths_of, probe, run_for_taps
 
 Levels = dict[Tap, list[Tensor]]  # tap -> its levels
 Needed = dict[str, list[Tap]]  # teacher -> its taps that some term reads in this step
 Replace = dict[str, dict[str, Callable[[Any], Any]]]  # teacher -> its layer -> function of its output
+_LARGEST_PROBE = 8192  # a larger picture shows nothing more, and its features would fill the memory
 # What each plug-in says of a step.
 _REFINE_KEYS = ('sokd.aug', 'sokd.norm_ratio')
 _AREA_KEYS = (
@@ -65,7 +66,7 @@ class Distiller(Face):
 
     def __init__(
         self,
-        student: Any,
+        student: Any = None,
         teacher: Any = None,
         teachers: Mapping[str, Any] | None = None,
         terms: Mapping[str, Mapping] | None = None,
@@ -77,12 +78,11 @@ class Distiller(Face):
         init_cfg: dict | None = None,
         **unknown: Any,
     ) -> None:
-        for name in unknown:
-            keys = list(inspect.signature(Distiller).parameters)[:-1]
-            raise ValueError(f'model.{name}: expected one of {keys}; nearest: {nearest(name, keys, n=1)}')
+        check_keys('model', unknown, list(inspect.signature(Distiller).parameters)[:-1])
         check_bool('keep_host', keep_host)
-        if isinstance(probe_size, bool) or not isinstance(probe_size, int) or probe_size < 1:
-            raise ValueError(f'probe_size: expected a side in pixels, found {probe_size!r}')
+        check_integer('probe_size', probe_size, 1)
+        if probe_size > _LARGEST_PROBE:
+            raise ValueError(f'probe_size: expected a side of at most {_LARGEST_PROBE} pixels, found {probe_size}')
         student = build_model('student', student, data_preprocessor)
         super().__init__(student, data_preprocessor, init_cfg)
         self.keep_host = keep_host
@@ -118,14 +118,14 @@ class Distiller(Face):
 
     def _connect(self, size: int) -> None:
         """Dry-run every model once, match the taps' levels, and build what depends on their shapes."""
-        taps: dict[str, list[Tap]] = {STUDENT: [], **{name: [] for name in self._teachers}}
+        taps: dict[str, dict[Tap, str]] = {STUDENT: {}, **{name: {} for name in self._teachers}}  # tap -> its key
         for term in (*self.terms.values(), *([self.refine.regressor] if self._at is not None else [])):
             term.find_taps({STUDENT: self.student, **self.teachers})
-            taps[STUDENT].append(term.student_tap)
-            taps[term.teacher_name].append(term.teacher_tap)
-        self._student_taps = list(dict.fromkeys(taps[STUDENT]))
+            taps[STUDENT].setdefault(term.student_tap, term.key_of('student_tap'))
+            taps[term.teacher_name].setdefault(term.teacher_tap, term.key_of('teacher_tap'))
+        self._student_taps = list(taps[STUDENT])
         with telling('student'):
-            probes = {STUDENT: probe(self.student, self._student_taps, size)}
+            probes = {STUDENT: probe(self.student, self._student_taps, size, keys=taps[STUDENT])}
         self._student_calls = probes[STUDENT].calls
         self._tap = FeatureTap(self.student, self._student_taps, copied=probes[STUDENT].overwritten)
         for name, teacher in self._teachers.items():
@@ -133,8 +133,8 @@ class Distiller(Face):
                 raise ValueError(f"{teacher.name}: expected a term with teacher='{name}', found none; leave it out")
             with telling(teacher.name):
                 is_refined = self._at is not None and name == self.refine.regressor.teacher_name
-                probes[name] = teacher.probe(taps[name], size, self._at if is_refined else None)
-            teacher.match_normalization(self.data_preprocessor)
+                probes[name] = teacher.probe(taps[name], size, self._at if is_refined else None, taps[name])
+                teacher.match_normalization(self.data_preprocessor)
             teacher.match_padding(self.data_preprocessor, size)
         for term in self.terms.values():
             has_areas = self.areas is not None and term.wants_areas
@@ -151,6 +151,8 @@ class Distiller(Face):
             self.areas = None
         if self.areas is not None:
             self.areas.connect(self.terms, self.keep_host)
+        for term in self.terms.values():
+            term.rehearse()
 
     @property
     def _at(self) -> str | None:
@@ -344,9 +346,7 @@ class Distiller(Face):
             return {}
         weights = self._weights()
         alive = {name: self.terms[name] for name in self.areas.detectors if weights[name] > 0}
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
-        try:
+        with in_eval(self):
             with self._tap as tapped:
                 run_for_taps(self.student, self._student_taps, inputs, data_samples)
             feats = {STUDENT: {tap: tapped[tap] for tap in self._student_taps}}
@@ -356,10 +356,7 @@ class Distiller(Face):
                 pair = feats[STUDENT][term.student_tap], feats[term.teacher_name][term.teacher_tap]
                 student, teacher = term.select(*pair, inputs.shape[-2:])
                 found[name] = self.areas.detectors[name].detect(term.adapt(student, teacher), teacher)
-            return found
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        return found
 
 
 def _sum_areas(results: Sequence[AreaResult]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
 from mmsokd.checkpoint import load_checkpoint
-from mmsokd.checks import nearest
+from mmsokd.checks import check_keys, nearest, telling
 
 
 def load_config(key: str, source: str) -> Config:
@@ -30,7 +30,10 @@ def load_config(key: str, source: str) -> Config:
             near = nearest(path.name, [p.name for p in path.parent.glob('*.py')], n=1) if path.parent.is_dir() else []
             hint = f'; nearest in {path.parent}: {near[0]}' if near else ''
             raise FileNotFoundError(f"{key}: expected a config file or 'scope::path', found no file {source!r}{hint}")
-        return Config.fromfile(source)
+        try:
+            return Config.fromfile(source)
+        except Exception as error:  # it may be anything
+            raise ValueError(f'{key}: expected a config file, found {source!r}: {error}') from error
     scope, path = source.split('::', 1)
     spec = importlib.util.find_spec(scope)
     if spec is None or spec.origin is None:
@@ -65,30 +68,36 @@ def build_model(key: str, source: Any, data_preprocessor: dict | None = None) ->
         raise TypeError(f"{key}: expected a model dict, a Config, a path or 'scope::path', found {source!r}")
     if 'cfg' in source and 'type' not in source:
         allowed = ['cfg'] if key == 'student' or key.endswith('.cfg') else ['cfg', 'checkpoint', 'trust_checkpoint']
-        for name in source:
-            if name not in allowed:
-                raise ValueError(f'{key}.{name}: expected the keys {allowed}; nearest: {nearest(name, allowed, n=1)}')
+        check_keys(key, source, allowed)
         return build_model(f'{key}.cfg', source['cfg'], data_preprocessor)
     scope = None
     if 'model' in source and 'type' not in source:
         scope = source.get('default_scope')
         data_preprocessor = source.get('data_preprocessor') or data_preprocessor
         source = source['model']
+        if not isinstance(source, dict):
+            raise TypeError(f"{key}.model: expected a model dict with 'type', found {source!r}")
     if 'type' not in source:
         raise ValueError(f"{key}: expected a model dict with 'type', or dict(cfg=...), found the keys {sorted(source)}")
     model = ConfigDict(source) if not isinstance(source, ConfigDict) else source
     model = model.copy()  # shallow: the registry's build copies, and `type` may be a class
     if scope is not None:
         model.setdefault('_scope_', scope)
+    if not isinstance(model['type'], str) and not callable(model['type']):
+        raise ValueError(f'{key}.type: expected a registered name or a class, found {model["type"]!r}')
     top = key.removesuffix('.cfg')
     if top != 'student' and 'checkpoint' in model:
         raise ValueError(f'{key}.checkpoint: expected it beside cfg, as {top}=dict(cfg=dict(...), checkpoint=...)')
     if data_preprocessor is not None and model.get('data_preprocessor') is None:
         model['data_preprocessor'] = data_preprocessor
-    try:
-        return ROOT_MODELS.build(model)
-    except KeyError as error:  # an unknown type, here or inside
-        raise ValueError(f'{key}: {" ".join(map(str, error.args))}{_nearest_type(str(error))}') from error
+    with telling(key):
+        try:
+            built = ROOT_MODELS.build(model)
+        except KeyError as error:  # an unknown type, here or inside
+            raise ValueError(f'{" ".join(map(str, error.args))}{_nearest_type(str(error))}') from error
+    if not isinstance(built, nn.Module):
+        raise ValueError(f'{key}.type: expected a model, found {model["type"]!r}')
+    return built
 
 
 def _nearest_type(message: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from mmsokd.checks import telling
 from mmsokd.distillers.finite import FiniteGuard
 
 
@@ -26,7 +27,8 @@ class Face(BaseModel):
     trains: ClassVar[str]
 
     def __init__(self, trained: nn.Module, data_preprocessor: dict | None = None, init_cfg: dict | None = None) -> None:
-        super().__init__(getattr(trained, 'data_preprocessor', None) or data_preprocessor, init_cfg)
+        with telling(f'{self.trains}.data_preprocessor'):
+            super().__init__(getattr(trained, 'data_preprocessor', None) or data_preprocessor, init_cfg)
         self.add_module(self.trains, trained)
         self._guard = FiniteGuard()
 

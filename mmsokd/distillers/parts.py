@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from mmsokd.checks import nearest, telling
+from mmsokd.checks import check_keys, nearest, telling
 from mmsokd.registry import MODELS
 
 # The rooms of mmsokd that parts come from, and what is in them.
@@ -17,6 +17,7 @@ _ROOMS = dict(
     augment="an augmentation of features, such as 'mmsokd.FeatureAugmentationNeck'",
     areas="a detector of areas, such as 'mmsokd.DistinctiveAreaDetector'",
 )
+_OURS = ('augment', 'areas')  # the distiller needs more of these than to be called
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -26,8 +27,8 @@ def part_class(key: str, cfg: Any, room: str, more: Iterable[str] = ()) -> type:
     Args:
         key: the config key, for messages (``'terms.loss_hint.adapter'``).
         cfg: a dict with ``type``, a registered name or a class, and arguments of that class.
-        room: the part of mmsokd that such classes are in (``'adapters'``). A class of somebody else's may be anything,
-            but not one of ours from another room, nor derived from it.
+        room: the part of mmsokd that such classes are in (``'adapters'``). An adapter or a loss may be somebody else's
+            class, but not one of ours from another room, nor derived from it.
         more: keys that ``cfg`` may hold beside them.
 
     Raises:
@@ -36,19 +37,18 @@ def part_class(key: str, cfg: Any, room: str, more: Iterable[str] = ()) -> type:
     if not isinstance(cfg, Mapping) or 'type' not in cfg:
         raise ValueError(f"{key}: expected a dict with 'type', found {cfg!r}")
     kind = cfg['type']
-    cls = MODELS.get(kind) if isinstance(kind, str) else kind
-    if cls is None:
+    with telling(f'{key}.type'):
+        cls = MODELS.get(kind) if isinstance(kind, str) else kind
+    if cls is None and isinstance(kind, str):
         near = nearest(kind.rpartition('.')[2], MODELS.module_dict)
         raise ValueError(f'{key}.type: expected a registered name, found {kind!r}; nearest: {near}')
+    if not (inspect.isclass(cls) and issubclass(cls, nn.Module)) and not inspect.isfunction(cls):
+        raise ValueError(f'{key}.type: expected the name or the class of {_ROOMS[room]}, found {kind!r}')
     rooms = {base.__module__.split('.')[1] for base in _bases(cls) if base.__module__.startswith('mmsokd.')}
-    if rooms and room not in rooms:
+    if (rooms or room in _OURS) and room not in rooms:
         raise ValueError(f'{key}.type: expected {_ROOMS[room]}, found {kind!r}')
     if not _takes_anything(cls):
-        allowed = ['type', *more, *inspect.signature(cls).parameters]
-        for name in cfg:
-            if name not in allowed:
-                near = nearest(name, allowed, n=1)
-                raise ValueError(f'{key}.{name}: expected one of {sorted(set(allowed))}; nearest: {near}')
+        check_keys(key, cfg, ['type', *more, *inspect.signature(cls).parameters])
     return cls
 
 

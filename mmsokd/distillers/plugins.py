@@ -111,8 +111,9 @@ class Refiner(BaseModule):
             self.regressor.build(probes[STUDENT].specs[self.regressor.student_tap], self.levels)
         elif not self.names:
             raise ValueError(
-                "refine: expected a term that compares features (N, C, H, W), found none; give refine=dict(at='...') "
-                'to refine a layer of the teacher from which its logits follow, or refine=None'
+                f'refine: expected a term that compares features (N, C, H, W) and has no refine=False, found only '
+                f"{[term.key for term in terms.values()]}; give refine=dict(at='...') to refine a layer of the teacher "
+                'from which its logits follow, or refine=None'
             )
         if neck.per_term:
             self.necks = ModuleDict({name: build_part('refine', self._cfg, 'augment') for name in self.names})
@@ -127,7 +128,11 @@ class Refiner(BaseModule):
                 'teacher runs once, and what lies behind that layer follows it for every term'
             )
         if not followers:
-            taps = [t.teacher_tap for t in terms.values() if t.teacher_name == self.regressor.teacher_name]
+            taps = {
+                t.key_of('teacher_tap'): t.teacher_tap
+                for t in terms.values()
+                if t.teacher_name == self.regressor.teacher_name
+            }
             raise ValueError(
                 f"refine.at: expected a term that taps the teacher at or behind '{self.at}', found only {taps}, "
                 'which it would not change'
@@ -253,7 +258,8 @@ class Areas(BaseModule):
                 self.detectors[name] = build_part('areas', self._cfg, 'areas', channels=term.channels)
         if not self.detectors:
             raise ValueError(
-                'areas: expected a term that compares features (N, C, H, W), found none; tap one, or give areas=None'
+                'areas: expected a term that compares features (N, C, H, W) and has no areas=False, found only '
+                f'{[term.key for term in terms.values()]}; tap one, or give areas=None'
             )
         for term in (terms[name] for name in self.detectors if not keep_host):
             if not term.weight.is_switch:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from mmengine.logging import MessageHub
 
-from mmsokd.checks import check_bool, check_choice, check_number, is_number, nearest
+from mmsokd.checks import check_bool, check_choice, check_keys, check_number, is_factor, is_number
 
 # How far a ramp is from its start (0) to its end (1), when a fraction of its time is over.
 SHAPES: dict[str, Callable[[float], float]] = {
@@ -88,7 +88,7 @@ class _Knots(NamedTuple):
         except (TypeError, ValueError):
             knots = []
         times = [progress for progress, _ in knots]
-        good = all(is_number(time) and is_number(weight) and 0 <= weight < math.inf for time, weight in knots)
+        good = all(is_number(time) and is_factor(weight) for time, weight in knots)
         if not times or not good or times != sorted(times) or not 0 <= times[0] <= times[-1] <= 1:
             raise ValueError(
                 f'{key}: expected a number >= 0, [(progress, weight), ...] with progress rising within [0, 1], or '
@@ -122,9 +122,7 @@ class _Ramp(NamedTuple):
     @classmethod
     def parse(cls, key: str, cfg: dict) -> '_Ramp':
         names = cls._fields[1:]
-        for name in cfg:
-            if name not in names:
-                raise ValueError(f'{key}.{name}: expected one of {list(names)}; nearest: {nearest(name, names, n=1)}')
+        check_keys(key, cfg, names)
         ramp = cls(key, **cfg)
         check_choice(f'{key}.shape', ramp.shape, SHAPES)
         check_bool(f'{key}.by_epoch', ramp.by_epoch)

@@ -37,6 +37,13 @@ class Normalization(NamedTuple):
             return cls(torch.zeros(1, 1, 1), torch.ones(1, 1, 1), flip, pad)
         return cls(preprocessor.mean.cpu().clone(), preprocessor.std.cpu().clone(), flip, pad)
 
+    def check(self, key: str) -> None:
+        """Raise ValueError unless inputs can be made from other inputs by it."""
+        real = self.mean.shape == self.std.shape and not (self.mean.is_complex() or self.std.is_complex())
+        if not real or not (self.mean.isfinite() & self.std.isfinite() & (self.std > 0)).all():
+            mean, std = self.mean.flatten().tolist(), self.std.flatten().tolist()
+            raise ValueError(f'{key}: expected a mean and a std > 0 a channel, found mean={mean} and std={std}')
+
     def same(self, other: 'Normalization') -> bool:
         """Whether both give the same inputs inside the pictures."""
         return (
@@ -89,10 +96,15 @@ class Teacher:
     def __deepcopy__(self, memo: dict) -> 'Teacher':
         return self
 
-    def probe(self, taps: list[Tap], size: int, at: str | None = None) -> Probe:
-        """Dry-run for ``taps``, which :meth:`features` will read from now on, and for what follows the layer ``at``."""
+    def probe(
+        self, taps: Iterable[Tap], size: int, at: str | None = None, keys: Mapping[Tap, str] | None = None
+    ) -> Probe:
+        """Dry-run for ``taps``, which :meth:`features` will read from now on, and for what follows the layer ``at``.
+
+        See :func:`~mmsokd.taps.probe`.
+        """
         self.taps = list(dict.fromkeys(taps))
-        self._probe = probe(self.module, self.taps, size, at)
+        self._probe = probe(self.module, self.taps, size, at, keys)
         self._ears.clear()
         return self._probe
 
@@ -107,12 +119,17 @@ class Teacher:
         """Re-normalise each batch, and fill its padding, where ``student``, its data preprocessor, differs from ours.
 
         A teacher that configures none takes the student's inputs as they are.
+
+        Raises:
+            ValueError: one of them divides by zero, or by what is no number.
         """
         own = getattr(self.module, 'data_preprocessor', None)
         if not hasattr(own, '_enable_normalize'):
             return
         ours = Normalization.of(own)
         theirs = Normalization.of(student)
+        ours.check(f'{self.name}.data_preprocessor')
+        theirs.check('student.data_preprocessor')
         if not ours.same(theirs) or ours.pad != theirs.pad:
             self._pad = ours.pad
         if ours.same(theirs):
@@ -136,7 +153,10 @@ class Teacher:
             ValueError: it does not; names both divisors.
         """
         size_of_all = getattr(student, 'size', None)  # mmseg's
-        theirs = math.gcd(*size_of_all) if size_of_all else _divisor(student)
+        sides = size_of_all if isinstance(size_of_all, list | tuple) else [size_of_all]
+        if size_of_all and not all(isinstance(side, int) for side in sides):
+            raise ValueError(f'student.data_preprocessor.size: expected (height, width), found {size_of_all!r}')
+        theirs = math.gcd(*sides) if size_of_all else _divisor(student)
         ours = _divisor(getattr(self.module, 'data_preprocessor', None))
         if theirs % ours == 0:
             return

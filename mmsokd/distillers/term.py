@@ -1,5 +1,6 @@
 """One summand of the training loss: tap + adapter + loss + weight, built from one entry of the config's ``terms``."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from mmsokd.distillers.adapting import INFERRED, RANKS, Fit, PerLevel, are_maps,
 from mmsokd.distillers.parts import build_part, part_class
 from mmsokd.distillers.schedule import WeightSchedule
 from mmsokd.registry import MODELS
-from mmsokd.taps import FeatureSpec, Tap, as_map, find_module, match_levels, parse_tap, paths_of
+from mmsokd.taps import FeatureSpec, Tap, as_map, find_module, in_eval, match_levels, parse_tap, paths_of
 
 _KEYS = ('tap', 'student_tap', 'teacher_tap', 'adapter', 'teacher', 'loss_weight', 'refine', 'areas')
 STUDENT = 'student'  # as a term's `teacher`: the student itself, for self-distillation
@@ -49,7 +50,7 @@ class Term(BaseModule):
     ) -> None:
         super().__init__()
         key = key or f'terms.{name}'
-        if 'loss' not in name:
+        if not isinstance(name, str) or 'loss' not in name:
             raise ValueError(f"{key}: expected a name that contains 'loss' (MMEngine sums only those), found {name!r}")
         if '.' in name:
             raise ValueError(f"{key}: expected a name without '.', found {name!r}")
@@ -71,14 +72,14 @@ class Term(BaseModule):
         if 'tap' in cfg:
             if 'student_tap' in cfg or 'teacher_tap' in cfg:
                 raise ValueError(f"{self.key}: expected 'tap', or 'student_tap' and 'teacher_tap', found both")
-            self._keys = dict(student_tap=self._key_of('tap'), teacher_tap=self._key_of('tap'))
+            self._keys = dict(student_tap=self.key_of('tap'), teacher_tap=self.key_of('tap'))
             return (self._pop_tap(cfg, 'tap'),) * 2
         if 'student_tap' not in cfg or 'teacher_tap' not in cfg:
             raise ValueError(f"{self.key}: expected 'tap', or 'student_tap' and 'teacher_tap', found {sorted(cfg)}")
         return self._pop_tap(cfg, 'student_tap'), self._pop_tap(cfg, 'teacher_tap')
 
     def _pop_tap(self, cfg: dict, name: str) -> Tap:
-        key, tap = self._key_of(name), cfg.pop(name)
+        key, tap = self.key_of(name), cfg.pop(name)
         paths = tuple(tap) if isinstance(tap, list | tuple) else (tap,)
         if not paths or not all(isinstance(path, str) for path in paths):
             raise ValueError(f'{key}: expected a path, or a list of paths, found {tap!r}')
@@ -96,18 +97,18 @@ class Term(BaseModule):
         sides = dict(student_tap=(STUDENT, self.student_tap), teacher_tap=(self.teacher_name, self.teacher_tap))
         for name, (model, tap) in sides.items():
             for path in paths_of(tap):
-                with telling(f'{self._key_of(name)} in {model!r}', 'tap'):
+                with telling(f'{self.key_of(name)} in {model!r}', 'tap'):
                     find_module(models[model], parse_tap(path).module)
 
-    def _key_of(self, name: str) -> str:
+    def key_of(self, name: str) -> str:
         """Where the config has the value ``name`` of this term."""
         return self._keys.get(name, f'{self.key}.{name}')
 
     def _pop_teacher(self, cfg: dict, teachers: Sequence[str]) -> str:
         choices = [*teachers, STUDENT]
         name = cfg.pop('teacher', teachers[0] if len(teachers) == 1 else None)
-        if name is None and not teachers:
-            raise ValueError(f"teacher: expected the model that '{self.key}' learns from, found none")
+        if not teachers and name != STUDENT:
+            raise ValueError(f"teacher: expected the model that '{self.key}' learns from, found none, nor 'teachers'")
         if name not in choices:
             near = nearest(str(name), choices, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ''
@@ -184,7 +185,7 @@ class Term(BaseModule):
         if cfg == INFERRED:
             name = self._asks('default_adapter')
             return name is not None and is_pyramid(MODELS.get(name))
-        return cfg is not None and is_pyramid(part_class(self._key_of('adapter'), cfg, 'adapters'))
+        return cfg is not None and is_pyramid(part_class(self.key_of('adapter'), cfg, 'adapters'))
 
     @property
     def _where(self) -> str:
@@ -215,7 +216,7 @@ class Term(BaseModule):
     def _fit(self) -> Fit:
         return Fit(
             key=self.key,
-            adapter_key=self._key_of('adapter'),
+            adapter_key=self.key_of('adapter'),
             where=self._where,
             resize_by=self.resize_by,
             cfg=self.adapter_cfg,
@@ -311,6 +312,31 @@ class Term(BaseModule):
             total = total + found
         return losses.LossResult(total, mean_stats(self.stats, told))
 
+    @torch.no_grad()
+    def rehearse(self) -> None:
+        """Run once on noise of the shapes that the dry runs saw: what cannot run fails when the model is built.
+
+        A loss that looks at data samples is left out; its adapter is not.
+
+        Raises:
+            ValueError: the loss is no finite number.
+            Exception: what the adapter or the loss raises; its message begins with the term's key.
+        """
+        with telling(self.key), in_eval(self), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            device = next((p.device for p in self.parameters()), None)
+            sides = [[_noise(spec).to(device) for spec in side] for side in zip(*self.specs, strict=True)]
+            adapted = self.adapt(*sides)
+            if self._asks('wants_samples'):
+                return
+            value = self(adapted, sides[1])
+            found = value.item() if value.numel() == 1 else f'the shape {tuple(value.shape)}'
+            if not isinstance(found, float) or not math.isfinite(found):
+                raise ValueError(
+                    f"expected a loss of one finite number, found {found} for noise of the tapped features' shapes; "
+                    "are the loss's arguments within reason?"
+                )
+
     def untouched(self) -> Tensor | float:
         """Zero, with a graph to every parameter: keeps DDP content in a step that leaves the term out."""
         return sum(p.sum() * 0.0 for p in self.parameters() if p.requires_grad)
@@ -320,6 +346,13 @@ def mean_stats(names: Sequence[str], told: Sequence[Mapping[str, Tensor]]) -> di
     """The mean of each of ``names`` over those of ``told`` that have it, where it is not NaN."""
     found = {name: [stats[name].detach() for stats in told if name in stats] for name in names}
     return {name: torch.stack(values).nanmean() for name, values in found.items() if values}
+
+
+def _noise(spec: FeatureSpec) -> Tensor:
+    """A feature as the dry run saw it, of two pictures."""
+    shape = (spec.channels, *spec.size) if len(spec.size) != 1 else (*spec.size, spec.channels)
+    feat = torch.randn(2, *shape)
+    return feat if spec.signed else feat.relu()
 
 
 @losses.in_fp32

@@ -10,6 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
+from mmsokd.checks import check_integer, check_number
 from mmsokd.hooks.common import distiller_of
 from mmsokd.registry import HOOKS
 from mmsokd.visualization import draw_areas, save_image
@@ -26,6 +27,9 @@ class DAMHook(Hook):
         min_heat_std: warn when the heatmap's mean standard deviation over the map falls below it.
         max_cover: warn when the areas cover more than this fraction of the map: they then select nothing.
         log_interval: iterations between two looks.
+
+    Raises:
+        ValueError: an option is not valid.
     """
 
     priority = 'BELOW_NORMAL'
@@ -38,6 +42,12 @@ class DAMHook(Hook):
         max_cover: float = 0.95,
         log_interval: int = 50,
     ) -> None:
+        if draw_interval is not None:
+            check_integer('DAMHook.draw_interval', draw_interval, 1)
+        check_integer('DAMHook.num_images', num_images, 0)
+        check_number('DAMHook.min_heat_std', min_heat_std)
+        check_number('DAMHook.max_cover', max_cover)
+        check_integer('DAMHook.log_interval', log_interval)
         self.draw_interval = draw_interval
         self.num_images = num_images
         self.min_heat_std = min_heat_std

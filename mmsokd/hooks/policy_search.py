@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmsokd.augment import FeatureAugmentationNeck, unrolled_gradient
-from mmsokd.checks import check_choice
+from mmsokd.checks import check_choice, check_integer, check_number, check_pair
 from mmsokd.hooks.common import distiller_of, has_distiller
 from mmsokd.registry import HOOKS
 
@@ -62,8 +62,13 @@ class PolicySearchHook(Hook):
         if search_epochs is not None and search_iters is not None:
             raise ValueError('PolicySearchHook: expected search_epochs or search_iters, found both')
         for key, value in (('search_epochs', search_epochs), ('search_iters', search_iters)):
-            if value is not None and (not isinstance(value, int) or value < 0):
-                raise ValueError(f'PolicySearchHook.{key}: expected an integer >= 0, found {value!r}')
+            if value is not None:
+                check_integer(f'PolicySearchHook.{key}', value, 0)
+        for key, value in (('lr', lr), ('weight_decay', weight_decay), ('virtual_lr', virtual_lr)):
+            check_number(f'PolicySearchHook.{key}', value)
+        check_pair('PolicySearchHook.betas', betas, 0, 1, closed=False)
+        check_pair('PolicySearchHook.ratio_range', ratio_range, 0, math.inf)
+        check_integer('PolicySearchHook.log_interval', log_interval)
         self.mode = mode
         self.search_epochs = search_epochs
         self.search_iters = search_iters

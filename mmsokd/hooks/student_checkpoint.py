@@ -21,11 +21,16 @@ class StudentCheckpointHook(Hook):
 
     Args:
         prefix: what comes before the checkpoint's name; by default that of the trained model.
+
+    Raises:
+        ValueError: ``prefix`` is no text that a file's name can begin with.
     """
 
     priority = 'LOWEST'  # after CheckpointHook, whose files these are
 
     def __init__(self, prefix: str | None = None) -> None:
+        if prefix is not None and (not isinstance(prefix, str) or not prefix or Path(prefix).name != prefix):
+            raise ValueError(f"StudentCheckpointHook.prefix: expected the beginning of a file's name, found {prefix!r}")
         self.prefix = prefix
 
     def before_train(self, runner: Runner) -> None:

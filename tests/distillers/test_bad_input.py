@@ -9,10 +9,14 @@ from torch import nn
 
 from mmsokd.adapters import ConvAdapter
 from mmsokd.losses import FitNetLoss
-from mmsokd.registry import MODELS
+from mmsokd.registry import HOOKS, MODELS
 from tests.builders import classifier, distiller, losses_of, raw_batch, retinanet, step, use_scope
 
 FITNET = dict(type='mmsokd.FitNetLoss', tap='neck')
+
+
+DAM = 'mmsokd.DistinctiveAreaDetector'
+STD = r'^teacher\.data_preprocessor: expected a mean and a std > 0 a channel, found mean=\[0\.0\] and std=\[0\.0\]'
 
 
 def terms(**kwargs):
@@ -21,6 +25,13 @@ def terms(**kwargs):
 
 class OwnLoss(FitNetLoss):
     """Somebody else's loss."""
+
+
+class OwnPickyLoss(FitNetLoss):
+    """Somebody else's, which does not take what the term gives it."""
+
+    def forward(self, student, teacher, weight=None):
+        raise RuntimeError('I want vectors')
 
 
 class OwnAdapter(ConvAdapter):
@@ -43,7 +54,7 @@ class OwnAdapter(ConvAdapter):
         ),
         (
             dict(teacher=dict(cfg=dict(cfg=retinanet(), checkpoint='a.pth'))),
-            r"teacher\.cfg\.checkpoint: expected the keys \['cfg'\]",
+            r"teacher\.cfg\.checkpoint: expected one of \['cfg'\], found 'checkpoint'",
         ),
         (dict(teacher=None), r"teacher: expected the model that 'terms\.loss_hint' learns from, found none"),
         (dict(teacher=None, teachers=[retinanet()]), 'teachers: expected a dict of name -> teacher'),
@@ -56,8 +67,8 @@ class OwnAdapter(ConvAdapter):
         ),
         (dict(keep_host=False, terms=terms(loss_weight=dict(shape='cosine'))), r'loss_hint\.loss_weight: expected 1'),
         (dict(keep_host=False, terms=terms(loss_weight=[(0, 0), (0.1, 1)])), r'loss_hint\.loss_weight: expected 1'),
-        (dict(probe_size=0), 'probe_size: expected a side in pixels, found 0'),
-        (dict(probe_size='big'), "probe_size: expected a side in pixels, found 'big'"),
+        (dict(probe_size=0), '^probe_size: expected an integer >= 1, found 0'),
+        (dict(probe_size='big'), "^probe_size: expected an integer >= 1, found 'big'"),
         (
             dict(areas=dict(type='mmsokd.DistinctiveAreaDetector', area_weight=float('nan'))),
             r'areas\.area_weight: expected a number >= 0, found nan',
@@ -106,7 +117,7 @@ class OwnAdapter(ConvAdapter):
             ),
             r"refine\.at: expected a layer .* in one call, .*found 'bbox_head",
         ),
-        (dict(terms=terms(tap='neck[3]')), r"student: tap 'neck\[3\]': .*found 3 outputs"),
+        (dict(terms=terms(tap='neck[3]')), r"^student: terms\.loss_hint\.tap: tap 'neck\[3\]': .*found 3 outputs"),
         (dict(terms=terms(tap='bbox_head')), "tap 'bbox_head': expected a feature"),
         (dict(terms=dict(hint=FITNET)), r"terms\.hint: expected a name that contains 'loss'.*found 'hint'"),
         (dict(terms={}), 'terms: expected a dict of at least one term'),
@@ -146,7 +157,7 @@ class OwnAdapter(ConvAdapter):
         ),
         (dict(teacher=3), 'teacher: expected a model dict'),
         (dict(teacher=dict(cfg=retinanet(), chekpoint='a.pth')), r"teacher\.chekpoint: .*nearest: \['checkpoint'\]"),
-        (dict(student=dict(cfg=retinanet(), checkpoint='a.pth')), r"student\.checkpoint: expected the keys \['cfg'\]"),
+        (dict(student=dict(cfg=retinanet(), checkpoint='a.pth')), r"student\.checkpoint: expected one of \['cfg'\]"),
         (dict(student=dict(backbone=dict())), "student: expected a model dict with 'type'"),
         (dict(teachers=dict(a=retinanet())), "expected 'teacher' or 'teachers', found both"),
         (
@@ -206,11 +217,106 @@ class OwnAdapter(ConvAdapter):
             dict(refine=dict(type='mmsokd.FeatureAugmentationNeck', estimator='relex')),
             r"^refine\.estimator: expected one of .*'relax'",
         ),
+        # what the fuzz of test_config_fuzz.py has found
+        (dict(areas=dict(type=DAM, NUM_AREAS=8)), r"^areas\.NUM_AREAS: .*found 'NUM_AREAS'; nearest: \['num_areas'\]"),
+        (
+            dict(terms=terms(type=[1])),
+            r'^terms\.loss_hint\.type: expected the name or the class of a loss, found \[1\]',
+        ),
+        (
+            dict(terms=terms(type=None)),
+            r'^terms\.loss_hint\.type: expected the name or the class of a loss, found None',
+        ),
+        (dict(terms=terms(type=max)), r'^terms\.loss_hint\.type: expected the name or .*found <built-in function max>'),
+        (dict(terms=terms(type='.KDLoss')), r'^terms\.loss_hint\.type: '),
+        (dict(refine=dict(type=nn.Identity)), r'^refine\.type: expected an augmentation .*found <class .*Identity'),
+        (dict(areas=dict(type=nn.Identity)), r'^areas\.type: expected a detector of areas.*found <class .*Identity'),
+        (dict(terms={1: FITNET}), r"^terms\.1: expected a name that contains 'loss'.*found 1$"),
+        (
+            dict(terms=terms(adapter=dict(type='mmsokd.ConvAdapter', act_cfg=[1]))),
+            r"^terms\.loss_hint\.adapter\.act_cfg: expected None or a dict with 'type', found \[1\]",
+        ),
+        (
+            dict(terms=terms(adapter=dict(type='mmsokd.ConvAdapter', norm_cfg=dict(type=None)))),
+            r"^terms\.loss_hint\.adapter\.norm_cfg: expected None or a dict with 'type', found {'type': None}",
+        ),
+        (
+            dict(teacher=None, terms=terms(teacher='one')),
+            r"^teacher: expected the model that 'terms\.loss_hint' learns from, found none, nor 'teachers'",
+        ),
+        (dict(student=None), '^student: expected a model dict, .*found None'),
+        (dict(teacher=dict(model='a.py')), r"^teacher\.model: expected a model dict with 'type', found 'a\.py'"),
+        (
+            dict(student=retinanet(data_preprocessor=dict(type=dict, mean=0))),
+            r'^.?student\.data_preprocessor: .*must contain the key .type., but got \{.*mean',
+        ),
+        (dict(teacher=dict(type=None)), r'^teacher\.type: expected a registered name or a class, found None'),
+        (dict(student=dict(type=dict)), r"^student\.type: expected a model, found <class 'dict'>"),
+        (dict(student=retinanet(neck=dict(type='FPN', in_channel=8))), r'^student: .*argument .in_channel'),
+        (dict(teacher=dict(cfg=retinanet(backbone=dict(type='ResNet')))), r'^teacher\.cfg: .*missing .*depth'),
+        (dict(teacher=dict(cfg='Makefile')), r"^teacher\.cfg: expected a config file, found 'Makefile': "),
+        (dict(probe_size=2**31 - 1), '^probe_size: expected a side of at most 8192 pixels, found 2147483647'),
+        (dict(areas=dict(type=DAM, num_classes=True)), r'^areas\.num_classes: expected an integer >= 1, found True'),
+        (
+            dict(areas=dict(type=DAM, feat_channels=2**62)),
+            r'^areas\.feat_channels: expected an integer >= 1, found 4611',
+        ),
+        (
+            dict(areas=dict(type=DAM, area_weight=1e300)),
+            r'^areas\.area_weight: expected a number >= 0, found 1e\+300, which float32 does not hold',
+        ),
+        (dict(terms=terms(loss_weight=1e300)), r'^terms\.loss_hint\.loss_weight: expected a number .*found 1e\+300'),
+        (
+            dict(terms=terms(type='mmsokd.CWDLoss', tau=1e-300)),
+            r'^terms\.loss_hint\.tau: expected a number > 0, found 1e-300, which float32 does not hold',
+        ),
+        (
+            dict(terms=terms(type='mmsokd.ATLoss', p=1e9)),
+            r'^terms\.loss_hint: expected a loss of one finite number, found nan',
+        ),
+        (
+            dict(
+                terms=terms(type=nn.MSELoss, tap='neck[0]', reduction='none', adapter=dict(type='mmsokd.ConvAdapter'))
+            ),
+            r'^terms\.loss_hint: expected a loss of one finite number, found the shape \(2, 24, 16, 16\)',
+        ),
+        (dict(terms=terms(type=OwnPickyLoss)), r'^terms\.loss_hint: I want vectors'),
+        (
+            dict(terms=terms(refine=False, areas=False)),
+            r"^refine: expected a term that compares features .*found only \['terms\.loss_hint'\]",
+        ),
+        (
+            dict(terms=terms(areas=False)),
+            r"^areas: expected a term that compares features .*found only \['terms\.loss_hint'\]",
+        ),
+        (
+            dict(refine=dict(type='mmsokd.FeatureAugmentationNeck', at='bbox_head.retina_cls')),
+            r"^refine\.at: .*found only \{'terms\.loss_hint\.tap': 'neck'\}",
+        ),
+        (dict(teacher=retinanet(24, data_preprocessor=dict(type='DetDataPreprocessor', mean=[0.0], std=[0.0]))), STD),
     ],
 )
 def test_message(kwargs, message):
-    with pytest.raises((ValueError, KeyError, TypeError, FileNotFoundError), match=re.compile(message, re.DOTALL)):
+    kinds = (ValueError, KeyError, TypeError, RuntimeError, FileNotFoundError)
+    with pytest.raises(kinds, match=re.compile(message, re.DOTALL)):
         distiller(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ('hook', 'key', 'value'),
+    [
+        *(('PolicySearchHook', key, bad) for key in ('lr', 'weight_decay', 'virtual_lr') for bad in ('x', -1, None)),
+        *(('PolicySearchHook', key, bad) for key in ('betas', 'ratio_range') for bad in (0.5, [1], (0, 'x'), (0, -1))),
+        *(('PolicySearchHook', key, bad) for key in ('search_epochs', 'search_iters') for bad in (True, -1, 1.0)),
+        *(('PolicySearchHook', 'betas', (0.5, 1)), ('PolicySearchHook', 'log_interval', 'often')),
+        *(('DAMHook', 'draw_interval', 0), ('DAMHook', 'num_images', None), ('DAMHook', 'min_heat_std', 'x')),
+        *(('DAMHook', 'max_cover', float('nan')), ('DAMHook', 'log_interval', 0.5)),
+        *(('StudentCheckpointHook', 'prefix', bad) for bad in ('', 'a/', '../a', 3)),
+    ],
+)
+def test_an_option_of_a_hook(hook, key, value):
+    with pytest.raises(ValueError, match=rf'^{hook}\.{key}: expected .*, found '):
+        HOOKS.build(dict(type=f'mmsokd.{hook}', **{key: value}))
 
 
 @pytest.mark.parametrize('kind', [OwnLoss, nn.MSELoss])

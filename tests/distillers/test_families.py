@@ -202,7 +202,9 @@ def test_steps_with_sokd_on_the_neck_and_a_hint_in_the_head(name):
     ],
 )
 def test_rows_that_are_no_pictures_are_refused(name, tap):
-    with pytest.raises(ValueError, match=f"student: tap '{tap}': expected the batch as first dimension"):
+    with pytest.raises(
+        ValueError, match=f"student: terms.loss_a.tap: tap '{tap}': expected the batch as first dimension"
+    ):
         build(FAMILIES[name][0], 'Distiller', dict(loss_a=dict(NECK, tap=tap)))
 
 

@@ -158,14 +158,16 @@ def test_a_training_forward_that_calls_a_tapped_layer_twice():
 
 @MODELS.register_module(force=True)
 class OutOfSortsLoss(nn.Module):
-    """Fails with what it is told to."""
+    """Fails with what it is told to, in training."""
 
     def __init__(self, error):
         super().__init__()
         self.error = error
 
     def forward(self, student, teacher):
-        raise self.error
+        if self.training:
+            raise self.error
+        return student.mean()
 
 
 class OddError(Exception):
@@ -184,7 +186,8 @@ ERRORS = [RuntimeError, KeyError, AssertionError, OwnError, torch.cuda.OutOfMemo
 
 @pytest.mark.parametrize('kind', ERRORS)
 def test_an_error_of_a_loss_names_its_term_and_stays_what_it_is(kind):
-    model = distiller('Distiller', terms=dict(loss_odd=dict(type=OutOfSortsLoss, error=kind('odd sizes'), tap='neck')))
+    terms = dict(loss_odd=dict(type=OutOfSortsLoss, error=kind('odd sizes'), tap='neck'))
+    model = distiller('Distiller', terms=terms).train()
     for _ in range(2):  # the term is named once
         with pytest.raises(kind, match=r"""^['"]?terms\.loss_odd: odd sizes['"]?$""") as caught:
             losses_of(model)
@@ -202,7 +205,8 @@ def test_an_error_of_a_dry_run_names_its_model():
 
 @pytest.mark.parametrize('error', [KeyboardInterrupt(), OddError(3, 'sizes differ')])
 def test_what_is_no_terms_fault_goes_through(error):
-    model = distiller('Distiller', terms=dict(loss_odd=dict(type=OutOfSortsLoss, error=error, tap='neck')))
+    terms = dict(loss_odd=dict(type=OutOfSortsLoss, error=error, tap='neck'))
+    model = distiller('Distiller', terms=terms).train()
     with pytest.raises(type(error)) as caught:
         losses_of(model)
     assert caught.value.args == error.args
