@@ -3,6 +3,7 @@
 from mmsokd.hooks.dam import DAMHook
 from mmsokd.hooks.guard import GuardHook
 from mmsokd.hooks.policy_search import PolicySearchHook
+from mmsokd.hooks.seed import SeedHook
 from mmsokd.hooks.student_checkpoint import StudentCheckpointHook
 
-__all__ = ['DAMHook', 'GuardHook', 'PolicySearchHook', 'StudentCheckpointHook']
+__all__ = ['DAMHook', 'GuardHook', 'PolicySearchHook', 'SeedHook', 'StudentCheckpointHook']
