@@ -21,8 +21,11 @@ class Pictures(torch.utils.data.Dataset):
 
     metainfo = dict(classes=('a', 'b', 'c', 'd', 'e'))
 
+    def __init__(self, count: int = COUNT) -> None:
+        self.count = count
+
     def __len__(self):
-        return COUNT
+        return self.count
 
     def __getitem__(self, i):
         picture = torch.randint(0, 256, (3, 32, 32), generator=torch.Generator().manual_seed(i)).float()

@@ -16,6 +16,7 @@ from mmsokd.hooks.seed import SeededFetch
 from mmsokd.registry import MODELS
 from tests.builders_checkpoint import runner as toy
 from tests.builders_training import Pictures, differences, refined, runner, saved
+from tests.killing import Lives
 
 CUT = 7  # of 12 iterations, with a checkpoint after every third
 
@@ -202,3 +203,24 @@ def test_another_order_is_told(tmp_path, monkeypatch):
         run.train()
     (message,) = [text for text in told if 'another order' in text]
     assert f'randomness=dict(seed={first.seed})' in message
+
+
+# ---- killed ---------------------------------------------------------------------------------------------------------
+
+
+def searching(work_dir, resume):
+    """The whole of SoKD, until the search is over."""
+    return runner(work_dir, resume=resume, epochs=20, search=50, hooks=[dict(type='EMAHook')])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kills', [6])
+def test_a_killed_run_ends_as_the_undisturbed_one(tmp_path, kills):
+    """SIGKILL at random moments; max_keep_ckpts=1."""
+    Lives(searching, tmp_path / 'whole', interval=3).finish()
+    lives = Lives(searching, tmp_path / 'killed', interval=3)
+    torn = [lives.kill() for _ in range(kills)]
+    assert 0 < lives.saved < 60
+    lives.finish()
+    assert not differences(saved(tmp_path / 'whole'), saved(tmp_path / 'killed'))
+    print(f'{kills} kills, {sum(torn)} of them while a file was written; the end is the same bit by bit')
