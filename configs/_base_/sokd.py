@@ -3,6 +3,7 @@
 custom_imports = dict(imports=['mmsokd'], allow_failed_imports=False)
 custom_hooks = [
     dict(type='mmsokd.GuardHook'),
+    dict(type='mmsokd.SeedHook'),
     dict(type='mmsokd.PolicySearchHook'),
     dict(type='mmsokd.DAMHook'),
     dict(type='mmsokd.StudentCheckpointHook'),

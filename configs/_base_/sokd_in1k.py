@@ -4,6 +4,7 @@ _base_ = './sokd.py'
 
 custom_hooks = [
     dict(type='mmsokd.GuardHook'),
+    dict(type='mmsokd.SeedHook'),
     dict(type='mmsokd.PolicySearchHook', search_epochs=5),
     dict(type='mmsokd.DAMHook'),
     dict(type='mmsokd.StudentCheckpointHook'),

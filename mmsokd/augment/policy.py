@@ -75,6 +75,7 @@ class Policy(nn.Module):
         self.alpha = torch.full((k,), 1e-3)
         self.beta = torch.full((k, 2), 0.5)
         self.magnitude = torch.full((k, 2), 0.5)
+        self.seed: int | None = None  # of the run; None: PyTorch's
         self.salt = 0  # tells apart the draws of several policies in one model
         self.shared = shared
         self._shared_seed: int | None = None
@@ -108,10 +109,11 @@ class Policy(nn.Module):
 
     def _seed(self) -> int:
         """Of this rank, or the first rank's: MMEngine's ``diff_rank_seed`` gives each another."""
+        own = torch.initial_seed() if self.seed is None else self.seed
         if not self.shared:
-            return torch.initial_seed() + 1_000_003 * get_rank()
+            return own + 1_000_003 * get_rank()
         if self._shared_seed is None:
-            seed = torch.tensor(torch.initial_seed() % 2**63)
+            seed = torch.tensor(own % 2**63)
             broadcast(seed)
             self._shared_seed = int(seed)
         return self._shared_seed

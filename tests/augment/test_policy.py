@@ -137,6 +137,9 @@ def test_draws_depend_on_step_seed_and_rank(monkeypatch):
     monkeypatch.undo()
     torch.manual_seed(1)
     assert not same(first(), here)
+    policy = Policy()
+    policy.seed = 0  # the run's, which conftest gives PyTorch
+    assert same(policy.sample(1), here)
 
 
 def test_sampling_leaves_the_global_generator_alone():

@@ -2,13 +2,8 @@
 
 import errno
 import os
-import random
 import resource
 import signal
-import subprocess
-import sys
-import textwrap
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,8 +18,7 @@ from mmsokd.export import save_atomically
 from mmsokd.hooks import GuardHook
 from mmsokd.hooks.checkpoint import AtomicCheckpointHook, make_saves_atomic
 from tests.builders_checkpoint import runner
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.killing import Lives
 
 
 def atomic(work_dir, **kwargs):
@@ -280,44 +274,17 @@ def test_what_resuming_would_refuse_is_told_with_the_first_checkpoint(tmp_path, 
     assert 'pathlib' in message
 
 
-SCRIPT = """
-    import sys
-    from mmsokd.hooks.checkpoint import make_saves_atomic
-    from tests.builders_checkpoint import runner
-    run = runner(sys.argv[1], epochs=1000, resume=True, model=dict(type='CheckpointToy', width=100_000))
-    make_saves_atomic(run)
-    print('begins', flush=True)
-    run.train()
-    print('done', flush=True)
-"""
+def long_run(work_dir, resume):
+    """Of large checkpoints, so that it mostly saves."""
+    return atomic(work_dir, epochs=1000, resume=resume, model=dict(type='CheckpointToy', width=100_000))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kills', [int(os.environ.get('MMSOKD_KILLS', 30))])
 def test_killed_at_random_moments(tmp_path, kills):
     """SIGKILL while it trains and, mostly, saves: it resumes from a whole checkpoint, the last one that was named."""
-    rng = random.Random(0)
-    reached = 0
-    torn = []
-    for _ in range(kills):
-        command = [sys.executable, '-W', 'ignore', '-c', textwrap.dedent(SCRIPT), str(tmp_path)]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        while 'begins' not in (line := process.stdout.readline()):
-            assert line, 'the run did not begin'
-        time.sleep(rng.uniform(0.2, 2.5))
-        process.kill()
-        output = process.communicate()[0]
-        assert 'Traceback' not in output, output[-2000:]
-        torn.append(any(name.endswith('.part') for name in names(tmp_path)))
-        newest = [int(name[6:-4]) for name in names(tmp_path) if name.endswith('.pth')]
-        last = find_latest_checkpoint(str(tmp_path))
-        if last is None:
-            assert len(newest) <= 1  # killed before the first was named
-            continue
-        epoch = load_checkpoint(last)['meta']['epoch']
-        assert max(newest) - 1 <= epoch  # never more than the one being named
-        assert epoch >= reached
-        assert len(newest) <= 2
-        reached = epoch
-    assert reached
-    print(f'{kills} kills, {sum(torn)} of them while a file was written; {reached} epochs reached')
+    lives = Lives(long_run, tmp_path / 'work', interval=2)
+    torn = [lives.kill() for _ in range(kills)]
+    assert lives.saved > 0
+    assert any(torn)
+    print(f'{kills} kills, {sum(torn)} of them while a file was written; {lives.saved // 2} epochs reached')

@@ -6,6 +6,7 @@ areas the hooks rest.
 
 custom_hooks = [
     dict(type='mmsokd.GuardHook'),
+    dict(type='mmsokd.SeedHook'),
     dict(type='mmsokd.PolicySearchHook', search_epochs=20),
     dict(type='mmsokd.DAMHook'),
     dict(type='mmsokd.StudentCheckpointHook'),

@@ -1,0 +1,109 @@
+"""Random numbers that follow from where the training is, not from how it came there."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader, get_worker_info
+
+from mmsokd.augment import Policy
+from mmsokd.registry import HOOKS
+
+
+@HOOKS.register_module()
+class SeedHook(Hook):
+    """Makes a resumed run draw the random numbers of an undisturbed one [ours].
+
+    MMEngine saves no random state; beside this hook there is none to save. A step (dropout, batch augmentations, a
+    loss's own draws) is seeded by the run's seed and the iteration; the loading of a batch by the seed, the epoch, the
+    rank, the loader's worker and how many batches that has loaded in the epoch. An iteration-based loop begins its
+    workers before any hook; but when it is resumed it loads all former batches again, and its workers with them draw
+    what they drew.
+
+    The seed is the runner's: of the config's ``randomness``, or the one that MMEngine has chosen. The sampler's is
+    saved with the checkpoint, and restored where no batch is loaded yet.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_train(self, runner: Runner) -> None:
+        """Stand between the loader and its data set; tell the policies the seed."""
+        for module in runner.model.modules():
+            if isinstance(module, Policy):
+                module.seed = runner.seed  # PyTorch's own changes with each step
+        dataset = runner.train_dataloader.dataset
+        self._fetch = SeededFetch(dataset, runner.seed)
+        if hasattr(dataset, '__dict__'):  # a mere list draws nothing
+            dataset.__getitems__ = self._fetch  # which PyTorch's loader and its workers ask for a batch
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Tell the workers, before they begin it."""
+        self._fetch.epoch.fill_(runner.epoch)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Seed the step."""
+        seed = _seed_host(runner.seed, runner.iter)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(seed)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Save the sampler's seed, which is another in each run where the config gives none."""
+        checkpoint['sampler_seed'] = getattr(_sampler(runner.train_dataloader), 'seed', None)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Resume it."""
+        seed = checkpoint.get('sampler_seed') if runner._resume else None
+        loader = runner.train_dataloader
+        if seed is None or seed == getattr(_sampler(loader), 'seed', seed):
+            return
+        _sampler(loader).seed = seed
+        if hasattr(runner.train_loop, 'dataloader_iterator') and loader.num_workers:
+            runner.logger.warning(
+                'the run goes on with its data in another order: an iteration-based loop has begun its workers before '
+                "the checkpoint's seed is known. Give it in the config: "
+                f'randomness=dict(seed={checkpoint["meta"].get("seed")})'
+            )
+
+
+class SeededFetch:
+    """Loads batches of ``dataset``, each after seeding what a pipeline draws from.
+
+    Args:
+        dataset: of which batches are loaded.
+        seed: of the run.
+    """
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that outlive an epoch
+        self._own = getattr(dataset, '__getitems__', None)
+        self._dataset = dataset
+        self._key = seed, get_rank()
+        self._last = 0
+        self._count = 0
+
+    def __call__(self, indices: list) -> list:
+        """The items, as PyTorch's loader wants them of a data set's ``__getitems__``."""
+        epoch, worker = int(self.epoch), get_worker_info()
+        self._count = self._count + 1 if epoch == self._last else 1
+        self._last = epoch
+        _seed_host(*self._key, epoch, self._count, 0 if worker is None else worker.id)
+        return self._own(indices) if self._own is not None else [self._dataset[index] for index in indices]
+
+
+def _sampler(loader: DataLoader) -> Any:
+    """That of its batch sampler, as SamplerSeedHook finds it."""
+    return getattr(loader.batch_sampler, 'sampler', loader.sampler)
+
+
+def _seed_host(*key: int) -> int:
+    """Seed the generators of Python, NumPy and PyTorch on the host by numbers >= 0; the seed that PyTorch got."""
+    words = np.random.SeedSequence(key).generate_state(4)
+    seed = int.from_bytes(words[:2].tobytes(), 'little')
+    random.seed(seed)
+    np.random.seed(words)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would note a traceback where CUDA is not used
+    return seed

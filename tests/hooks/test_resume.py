@@ -1,0 +1,226 @@
+"""N steps straight, and N steps that are cut and resumed, are the same bit by bit."""
+
+import copy
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from mmengine.hooks import Hook
+from torch.utils.data import Subset
+
+from mmsokd.augment import Policy
+from mmsokd.hooks import SeedHook
+from mmsokd.hooks.seed import SeededFetch
+from mmsokd.registry import MODELS
+from tests.builders_checkpoint import runner as toy
+from tests.builders_training import Pictures, differences, refined, runner, saved
+from tests.killing import Lives
+
+CUT = 7  # of 12 iterations, with a checkpoint after every third
+
+
+class Kill(Hook):
+    def before_train_iter(self, runner, **_):
+        if runner.iter == CUT:
+            raise KeyboardInterrupt
+
+
+def generators():
+    return [torch.get_rng_state(), np.random.get_state(), random.getstate()]
+
+
+def straight_and_cut(tmp_path, monkeypatch, resumed=None, **kwargs):
+    """Both runs' last checkpoints, with the draws that led there and the states of all generators.
+
+    ``resumed``: settings that are others when the cut run goes on.
+    """
+    draws = []
+    sample = Policy.sample
+
+    def watched(policy, *args, **options):
+        draw = sample(policy, *args, **options)
+        if options.get('advance', True):  # an unrolled pass looks ahead
+            draws.append(f'{draw} {draw.seed}')
+        return draw
+
+    monkeypatch.setattr(Policy, 'sample', watched)
+    runner(tmp_path / 'whole', **copy.deepcopy(kwargs)).train()
+    whole = saved(tmp_path / 'whole') | dict(generators=generators(), draws=list(draws))
+    draws.clear()
+    first = runner(tmp_path / 'cut', **copy.deepcopy(kwargs))
+    first.register_hook(Kill())
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    assert saved(tmp_path / 'cut')['clock']['iter'] == 6
+    del draws[len(draws) * 6 // CUT :]  # what comes after the checkpoint is drawn again
+    runner(tmp_path / 'cut', resume=True, **copy.deepcopy(kwargs | (resumed or {}))).train()
+    cut = saved(tmp_path / 'cut') | dict(generators=generators(), draws=list(draws))
+    assert whole['clock']['iter'] == 12
+    return whole, cut
+
+
+@pytest.mark.parametrize(
+    ('loop', 'workers', 'search'),  # of 12 iterations the cut leaves 6
+    [('epochs', 0, 12), ('epochs', 2, 4), ('iterations', 0, 4), ('iterations', 2, 12)],
+)
+def test_a_cut_run_is_the_whole_one(tmp_path, monkeypatch, loop, workers, search):
+    """Dropout, mixup, a chance pipeline, masks, a memory bank, areas, and terms that change and end."""
+    whole, cut = straight_and_cut(tmp_path, monkeypatch, loop=loop, workers=workers, search=search)
+    assert not differences(whole, cut)
+    assert len(whole['draws']) == 12
+    assert whole['policy_search']['shared']['state'][0]['step'] == search
+    kd, _ = whole['log']['train/distill.loss_kd']
+    assert kd[0] > 0 == kd[-1]
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        dict(hooks=[dict(type='EMAHook', momentum=0.1, begin_iter=2)]),
+        dict(model=refined(estimator='relax', per_term=True)),
+        dict(model=refined(at='backbone.layer2', per_sample=True)),
+        dict(optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01), accumulative_counts=3)),
+        dict(randomness=dict(seed=5, diff_rank_seed=True)),
+    ],
+    ids=['ema', 'relax', 'at', 'accumulation', 'seeds of ranks'],
+)
+def test_a_cut_run_of_another_kind(tmp_path, monkeypatch, settings):
+    whole, cut = straight_and_cut(tmp_path, monkeypatch, search=9, **settings)
+    assert not differences(whole, cut)
+
+
+def test_a_seed_of_mmengines_choice(tmp_path, monkeypatch):
+    """Without one in the config it is the checkpoint's that counts; the teacher's weights come from a file."""
+    model = refined()
+    teacher = MODELS.build(copy.deepcopy(model['teacher']))
+    torch.save(teacher.state_dict(), tmp_path / 'teacher.pth')
+    model['teacher']['init_cfg'] = dict(type='Pretrained', checkpoint=str(tmp_path / 'teacher.pth'))
+    other = dict(randomness=dict(seed=None))
+    whole, cut = straight_and_cut(tmp_path, monkeypatch, resumed=other, model=model, workers=2, search=9)
+    assert not differences(whole, cut)
+
+
+def test_unrolled_search(tmp_path, monkeypatch):
+    search = dict(type='mmsokd.PolicySearchHook', mode='unrolled', search_iters=8, lr=0.05)
+    hooks = [dict(type='mmsokd.SeedHook'), search]
+    whole, cut = straight_and_cut(tmp_path, monkeypatch, custom_hooks=hooks)
+    assert not differences(whole, cut)
+
+
+def test_mmengine_alone_draws_anew(tmp_path, monkeypatch):
+    """What the hook is for: if this fails, MMEngine has learnt it."""
+    hooks = [dict(type='mmsokd.PolicySearchHook', search_iters=9)]
+    whole, cut = straight_and_cut(tmp_path, monkeypatch, custom_hooks=hooks)
+    assert whole['clock'] == cut['clock']
+    assert differences(whole['state_dict'], cut['state_dict'])
+
+
+def test_validation_changes_nothing(tmp_path):
+    """It draws from PyTorch's generator, and a run that is cut after it was saved may leave it out."""
+    for validates in (True, False):
+        runner(tmp_path / str(validates), validates=validates).train()
+    assert not differences(saved(tmp_path / 'True'), saved(tmp_path / 'False'))
+
+
+# ---- the hook alone -------------------------------------------------------------------------------------------------
+
+
+class Chances(Pictures):
+    """What each generator gives, as a picture of three numbers."""
+
+    def __getitem__(self, i):
+        return dict(inputs=torch.tensor([random.random(), np.random.uniform(), float(torch.rand(()))]))
+
+
+class Keep(Hook):
+    """All that was loaded, and what a step would draw."""
+
+    def __init__(self):
+        self.loaded, self.drawn = [], []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.loaded += [value for picture in data_batch['inputs'] for value in picture.tolist()]
+        self.drawn += [random.random(), np.random.uniform(), float(torch.rand(()))]
+
+
+@pytest.mark.parametrize('persistent', [True, False])
+def test_no_chance_comes_twice(tmp_path, persistent):
+    """MMEngine seeds the workers alike in every epoch, where they do not live on."""
+    loader = dict(dataset=Chances(), batch_size=2, num_workers=2, persistent_workers=persistent)
+    keep = Keep()
+    run = toy(tmp_path, epochs=3, train_dataloader=dict(loader, sampler=dict(type='DefaultSampler')))
+    run.register_hook(SeedHook())
+    run.register_hook(keep)
+    run.train()
+    assert len(keep.loaded) == 3 * 12 * 3
+    assert len(keep.drawn) == 3 * 6 * 3
+    assert Counter(keep.loaded + keep.drawn).most_common(1)[0][1] == 1
+
+
+def test_fetch_asks_the_data_sets_own():
+    inner = Chances()
+    calls = []
+    inner.__getitems__ = lambda indices: calls.append(indices) or [inner[i] for i in indices]
+    fetch = SeededFetch(Subset(inner, [5, 6, 7]), seed=1)
+    assert len(fetch([2, 0])) == 2
+    assert calls == [[7, 5]]
+
+
+def test_fetch_depends_on_seed_epoch_and_count():
+    def values(seed, epoch, count):
+        fetch = SeededFetch(Chances(), seed)
+        fetch.epoch.fill_(epoch)
+        for _ in range(count):
+            (item,) = fetch([0])
+        return tuple(item['inputs'].tolist())
+
+    seen = [values(*key) for key in [(0, 0, 1), (1, 0, 1), (0, 1, 1), (0, 0, 2)]]
+    assert len(set(seen)) == 4
+    assert values(0, 0, 2) == seen[3]
+    fetch = SeededFetch(Chances(), 0)
+    fetch([0])
+    fetch.epoch.fill_(1)
+    assert tuple(fetch([0])[0]['inputs'].tolist()) == seen[2]  # an epoch counts anew
+
+
+def test_another_order_is_told(tmp_path, monkeypatch):
+    loader = dict(dataset=Chances(), batch_size=2, num_workers=1, sampler=dict(type='InfiniteSampler'))
+    checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=1)
+    settings = dict(
+        train_dataloader=loader,
+        train_cfg=dict(type='IterBasedTrainLoop', max_iters=2),
+        default_hooks=dict(checkpoint=checkpoint),
+        custom_hooks=[dict(type='mmsokd.SeedHook')],
+    )
+    first = toy(tmp_path, randomness=dict(seed=None), **settings)
+    first.train()
+    told = []
+    for randomness in (dict(seed=None), dict(seed=first.seed)):
+        run = toy(tmp_path, randomness=randomness, resume=True, **settings)
+        monkeypatch.setattr(run.logger, 'warning', told.append)
+        run.train()
+    (message,) = [text for text in told if 'another order' in text]
+    assert f'randomness=dict(seed={first.seed})' in message
+
+
+# ---- killed ---------------------------------------------------------------------------------------------------------
+
+
+def searching(work_dir, resume):
+    """The whole of SoKD, until the search is over."""
+    return runner(work_dir, resume=resume, epochs=20, search=50, hooks=[dict(type='EMAHook')])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kills', [6])
+def test_a_killed_run_ends_as_the_undisturbed_one(tmp_path, kills):
+    """SIGKILL at random moments; max_keep_ckpts=1."""
+    Lives(searching, tmp_path / 'whole', interval=3).finish()
+    lives = Lives(searching, tmp_path / 'killed', interval=3)
+    torn = [lives.kill() for _ in range(kills)]
+    assert 0 < lives.saved < 60
+    lives.finish()
+    assert not differences(saved(tmp_path / 'whole'), saved(tmp_path / 'killed'))
+    print(f'{kills} kills, {sum(torn)} of them while a file was written; the end is the same bit by bit')
