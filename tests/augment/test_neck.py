@@ -246,8 +246,10 @@ def test_relax_is_unbiased_through_the_neck():
     assert abs(exact['beta'][7]).min() > 0.3  # so that the lines above say something
 
 
-def test_autocast_changes_no_gradient():
-    neck = searching()
+@pytest.mark.parametrize('magnitude_grad', ['straight_through', 'pathwise'])
+@pytest.mark.parametrize('estimator', ['straight_through', 'relax'])
+def test_autocast_changes_no_gradient(estimator, magnitude_grad):
+    neck = searching(estimator=estimator, magnitude_grad=magnitude_grad)
     draw = given_draw(neck, ('Rotate', 'Noise'))
     feat, target = torch.randn(2, 3, 6, 7), torch.randn(2, 3, 6, 7)
     gradients = []
