@@ -22,11 +22,14 @@ from tests.test_own_train_scripts import make_classes
 ROOT = Path(__file__).resolve().parents[1]
 
 
+GROUPS = dict(type='GN', num_groups=4)
+
+
 def network(base):
     """With GroupNorm, so that a picture's loss does not depend on which others are in its process."""
     backbone = dict(type='ResNet', depth=18, base_channels=base, stem_channels=base, out_indices=(3,))
     model = classifier(base, classes=3)
-    return dict(model, backbone=dict(backbone, norm_cfg=dict(type='GN', num_groups=4)))
+    return dict(model, backbone=dict(backbone, norm_cfg=GROUPS))
 
 
 def config(data, work_dir, batch_size, kind='SoKDDistiller', hooks=()):
@@ -64,6 +67,19 @@ def config(data, work_dir, batch_size, kind='SoKDDistiller', hooks=()):
         work_dir=str(work_dir),
     )
     return Config(copy.deepcopy(cfg))
+
+
+def additive(cfg):
+    """SoKD whose loss of a batch is the mean of its halves': no batch statistics, no means over the areas of all."""
+    hint = dict(cfg.model.terms.loss_hint, adapter=dict(type='mmsokd.SoKDAdapter', norm_cfg=GROUPS))
+    cfg.model.terms = dict(
+        loss_hint=dict(hint, tap='backbone.layer2'), loss_deep=dict(hint, tap='backbone.layer3', areas=False)
+    )
+    cfg.model.keep_host = False  # inside the areas FitNet is a mean over the batch's masked cells
+    cfg.model.areas = dict(type='mmsokd.DistinctiveAreaDetector', normalization='all')
+    cfg.model.refine = dict(type='mmsokd.FeatureAugmentationNeck', shared_draws=True)
+    cfg.custom_hooks.append(dict(type='AffineHook'))
+    return cfg
 
 
 SEARCH = dict(type='mmsokd.PolicySearchHook', search_iters=8, lr=0.1, weight_decay=0.0)

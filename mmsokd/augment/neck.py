@@ -216,6 +216,10 @@ class FeatureAugmentationNeck(BaseModule):
             }
             if self.control is not None:
                 gradient.update(self._relax(objective.detach(), draw))
+        self.push_gradient(gradient)
+
+    def push_gradient(self, gradient: dict[str, Tensor]) -> None:
+        """Keep a gradient, detached, for :meth:`pop_gradient`."""
         self._pending.append(_to_host(gradient))
 
     def _relax(self, objective: Tensor, draw: Draw) -> dict[str, Tensor]:
