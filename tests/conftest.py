@@ -18,3 +18,8 @@ def _seed():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker('cuda') is not None and not torch.cuda.is_available():
+        pytest.skip('needs a GPU')

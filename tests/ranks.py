@@ -9,6 +9,7 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from mmsokd.augment import SUB_POLICIES
 from mmsokd.hooks.common import distiller_of
 
 
@@ -49,3 +50,30 @@ class PauseHook(Hook):
             (Path(runner.work_dir) / f'paused_{get_rank()}').touch()
             time.sleep(300)
             raise TimeoutError('nobody interrupted')
+
+
+@HOOKS.register_module()
+class AffineHook(Hook):
+    """Lets the policy draw pairs of affine operations only: they treat each picture as if it were alone."""
+
+    priority = 'VERY_HIGH'
+
+    def before_run(self, runner):
+        affine = {'ShearX', 'ShearY', 'TranslateX', 'TranslateY', 'Rotate'}
+        for neck in distiller_of(runner).refine.necks.values():
+            others = [k for k, pair in enumerate(SUB_POLICIES) if not affine.issuperset(pair)]
+            neck.policy.alpha[others] = -50.0
+
+
+@HOOKS.register_module()
+class SameDrawsHook(Hook):
+    """Gives ``counts`` iterations, which make one update, one draw."""
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, counts):
+        self.counts = counts
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        for neck in distiller_of(runner).refine.necks.values():
+            neck.policy.draws = runner.iter // self.counts

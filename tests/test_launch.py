@@ -22,11 +22,14 @@ from tests.test_own_train_scripts import make_classes
 ROOT = Path(__file__).resolve().parents[1]
 
 
+GROUPS = dict(type='GN', num_groups=4)
+
+
 def network(base):
     """With GroupNorm, so that a picture's loss does not depend on which others are in its process."""
     backbone = dict(type='ResNet', depth=18, base_channels=base, stem_channels=base, out_indices=(3,))
     model = classifier(base, classes=3)
-    return dict(model, backbone=dict(backbone, norm_cfg=dict(type='GN', num_groups=4)))
+    return dict(model, backbone=dict(backbone, norm_cfg=GROUPS))
 
 
 def config(data, work_dir, batch_size, kind='SoKDDistiller', hooks=()):
@@ -64,6 +67,20 @@ def config(data, work_dir, batch_size, kind='SoKDDistiller', hooks=()):
         work_dir=str(work_dir),
     )
     return Config(copy.deepcopy(cfg))
+
+
+def additive(cfg):
+    """SoKD whose loss of a batch is the mean of its halves': no batch statistics, no means over the areas of all."""
+    hint = dict(cfg.model.terms.loss_hint, adapter=dict(type='mmsokd.SoKDAdapter', norm_cfg=GROUPS))
+    cfg.model.terms = dict(  # in the order in which a dumped config has them, and their adapters their random weights
+        loss_deep=dict(hint, tap='backbone.layer3', areas=False),
+        loss_hint=dict(hint, tap='backbone.layer2'),
+    )
+    cfg.model.keep_host = False  # inside the areas FitNet is a mean over the batch's masked cells
+    cfg.model.areas = dict(type='mmsokd.DistinctiveAreaDetector', normalization='all')
+    cfg.model.refine = dict(type='mmsokd.FeatureAugmentationNeck', shared_draws=True)
+    cfg.custom_hooks.append(dict(type='AffineHook'))
+    return cfg
 
 
 SEARCH = dict(type='mmsokd.PolicySearchHook', search_iters=8, lr=0.1, weight_decay=0.0)
@@ -150,6 +167,48 @@ def test_two_processes_test_as_they_validated(plain):
     trained = json.loads(log.read_text().splitlines()[-1])['accuracy/top1']
     out = dist('test', plain / 'plain.py', plain / 'work' / 'epoch_4.pth', 2, '--work-dir', plain / 'test')
     assert float(re.findall(r'accuracy/top1: ([\d.]+)', out)[-1]) == pytest.approx(trained, abs=1e-3)
+
+
+def batch_norm(cfg):
+    """BatchNorm in student, teacher and adapters, in place of GroupNorm."""
+    for owner in (
+        cfg.model.student.backbone,
+        cfg.model.teacher.backbone,
+        *(t.adapter for t in cfg.model.terms.values()),
+    ):
+        owner.norm_cfg = dict(type='BN')
+    return cfg
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('sync_bn', [False, True])
+def test_two_processes_search_as_one(data, tmp_path, sync_bn):
+    """SoKD with one draw for all: each step's mean losses, the weights and the policy, against one process.
+
+    With GroupNorm, or with BatchNorm made SyncBN by the config's ``sync_bn`` (here its definition: PyTorch's own needs
+    GPUs). They differ by the order of float32 sums alone, some 1e-7 in a step, which batch statistics amplify.
+    """
+    one, two = (additive(config(data, tmp_path / str(n), n, hooks=[SEARCH])) for n in (4, 2))
+    one.update(val_cfg=None, val_dataloader=None, val_evaluator=None)
+    if sync_bn:
+        one, two = batch_norm(one), batch_norm(two)
+        two.sync_bn = 'torch'
+        two.custom_imports.imports.append('tests.cpu_sync_bn')
+    two.dump(tmp_path / 'two.py')
+    dist('train', tmp_path / 'two.py', 2)
+    Runner.from_cfg(one).train()
+    (whole,) = records(tmp_path / '4', ranks=1)
+    a, b = records(tmp_path / '2')
+    assert_the_same(a['weights'], b['weights'])
+    assert_the_same(a['policy'], b['policy'])
+    assert (whole['policy']['magnitude'] - 0.5).abs().max() > 0.1
+    mean = torch.tensor([a['losses'], b['losses']]).mean(0)
+    losses = (mean / torch.tensor(whole['losses']) - 1).abs().max().item()
+    weights, policy = (
+        max((a[k][n] - v).abs().max().item() for n, v in whole[k].items()) for k in ('weights', 'policy')
+    )
+    print(f'losses {losses:.1e}, weights {weights:.1e}, policy {policy:.1e}')
+    assert max(losses, weights, policy) < (1e-3 if sync_bn else 1e-5)
 
 
 @pytest.mark.slow

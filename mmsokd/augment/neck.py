@@ -209,10 +209,17 @@ class FeatureAugmentationNeck(BaseModule):
             draw: what :meth:`forward` was given.
         """
         names = list(draw.chi)
-        values = torch.autograd.grad(objective, [draw.chi[n] for n in names], allow_unused=True)
-        gradient = {n: torch.zeros_like(draw.chi[n]) if g is None else g for n, g in zip(names, values, strict=True)}
-        if self.control is not None:
-            gradient.update(self._relax(objective.detach(), draw))
+        with torch.autocast(objective.device.type, enabled=False):  # the control variate is made of matrix products
+            values = torch.autograd.grad(objective, [draw.chi[n] for n in names], allow_unused=True)
+            gradient = {
+                n: torch.zeros_like(draw.chi[n]) if g is None else g for n, g in zip(names, values, strict=True)
+            }
+            if self.control is not None:
+                gradient.update(self._relax(objective.detach(), draw))
+        self.push_gradient(gradient)
+
+    def push_gradient(self, gradient: dict[str, Tensor]) -> None:
+        """Keep a gradient, detached, for :meth:`pop_gradient`."""
         self._pending.append(_to_host(gradient))
 
     def _relax(self, objective: Tensor, draw: Draw) -> dict[str, Tensor]:

@@ -17,7 +17,8 @@ from mmsokd.registry import HOOKS
 class GuardHook(Hook):
     """Stops a run that cannot learn before it starts, and a checkpoint that is no good before it is written or read.
 
-    Beside it, MMEngine reads checkpoints without running what is in them, and writes them atomically.
+    Beside it, MMEngine reads checkpoints without running what is in them, and writes them atomically; ``cfg.compile``
+    leaves the optimizer's step as it is, which PyTorch 2.1 cannot compile where SGD has a momentum.
 
     Args:
         trust_checkpoint: read all checkpoints by pickle, which runs whatever they say.
@@ -40,9 +41,11 @@ class GuardHook(Hook):
         make_saves_atomic(runner)
 
     def before_train(self, runner: Runner) -> None:
-        """Look for annotations, and at the learning rates."""
+        """Look for annotations, and at the learning rates; keep the optimizer from being compiled."""
         _check_annotated(runner.train_dataloader.dataset)
         _check_layer_decay(runner.optim_wrapper.param_groups, model_of(runner).trains)
+        if runner.cfg.get('compile'):
+            runner.optim_wrapper.update_params = torch.compiler.disable(runner.optim_wrapper.update_params)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Look at the weights before CheckpointHook does: a library's own may remove the oldest file first."""

@@ -24,6 +24,8 @@ from mmsokd.registry import HOOKS
 class PolicySearchHook(Hook):
     """Steps the policy's own Adam during the first part of the training; after that the policy is only sampled.
 
+    It steps as often as the student's optimizer: under gradient accumulation by the mean of the gradients.
+
     The optimizer's settings are those of the authors' development fork. The search's length there is 20 of 240 (CIFAR)
     and 5 of 100 epochs (ImageNet); the default here, a twelfth of the training, is ours for 12- and 24-epoch schedules.
 
@@ -41,10 +43,11 @@ class PolicySearchHook(Hook):
         log_interval: iterations between two looks at that ratio.
 
     Raises:
-        ValueError: an option is not valid, or the search is longer than the schedule.
+        ValueError: an option is not valid, the search is longer than the schedule, or it is unrolled where activations
+            are checkpointed.
     """
 
-    priority = 'NORMAL'
+    priority = 'BELOW_NORMAL'  # after EMAHook, which changes what is saved
 
     def __init__(
         self,
@@ -104,7 +107,12 @@ class PolicySearchHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Find how long to search."""
-        distiller_of(runner)
+        checkpointed = any(getattr(module, 'with_cp', False) for module in distiller_of(runner).modules())
+        if self.mode == 'unrolled' and (checkpointed or runner.cfg.get('activation_checkpointing')):
+            raise ValueError(
+                "PolicySearchHook.mode: expected 'fused' beside activation checkpointing (with_cp, "
+                "activation_checkpointing), which torch.autograd.grad does not pass, found 'unrolled'"
+            )
         self._end = self._search_end(runner)
 
     def _search_end(self, runner: Runner) -> int:
@@ -129,14 +137,17 @@ class PolicySearchHook(Hook):
         for neck in self._necks.values():
             neck.searching = searching and self.mode == 'fused'
         if searching and self.mode == 'unrolled':
-            self._step(self._unrolled(runner, data_batch))
+            for name, gradient in self._unrolled(runner, data_batch).items():
+                self._necks[name].push_gradient(gradient)
+            if self._is_update(runner):
+                self._step()
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Step each policy by the gradient of this iteration, watch the ratio, and log the table."""
+        """Step each policy where the student's optimizer has stepped, watch the ratio, and log the table."""
         if not self._necks:
             return
-        if self.mode == 'fused' and runner.iter < self._end:
-            self._step({name: neck.pop_gradient() for name, neck in self._necks.items()})
+        if self.mode == 'fused' and runner.iter < self._end and self._is_update(runner):
+            self._step()
         if runner.iter + 1 == self._end:
             for neck in self._necks.values():
                 neck.searching = False
@@ -144,11 +155,21 @@ class PolicySearchHook(Hook):
         if self.every_n_train_iters(runner, self.log_interval):
             self._watch_ratio(runner, outputs)
 
-    def _step(self, gradients: dict[str, dict[str, Tensor] | None]) -> None:
-        for name, gradient in gradients.items():
+    def _is_update(self, runner: Runner) -> bool:
+        """Whether the student's optimizer steps in this iteration, and not only accumulates: the policy's steps then.
+
+        With what is left, too, when the search ends in between.
+        """
+        counts = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+        return (runner.iter + 1) % counts == 0 or runner.iter + 1 in (self._end, runner.max_iters)
+
+    def _step(self) -> None:
+        """Step each policy by the mean of its gradients since the last step."""
+        for name, neck in self._necks.items():
+            gradient = neck.pop_gradient()
             if gradient is None:
                 continue
-            neck, optimizer = self._necks[name], self._optimizers[name]
+            optimizer = self._optimizers[name]
             gradient = _mean_over_ranks(gradient)
             if not all(value.isfinite().all() for value in gradient.values()):
                 self._warn_of_skipped_step(name)
@@ -221,8 +242,14 @@ class PolicySearchHook(Hook):
         return '\n'.join(lines)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Save the optimizers; the policies themselves are in the model's state dict."""
+        """Save the optimizers; the policies themselves are in the model's state dict.
+
+        EMAHook has put its copy's there, which are no parameters and stand as they were when it was copied.
+        """
         checkpoint['policy_search'] = {name: adam.state_dict() for name, adam in self._optimizers.items()}
+        if self._necks and 'ema_state_dict' in checkpoint:
+            for key, value in distiller_of(runner).refine.necks.state_dict(prefix='refine.necks.').items():
+                checkpoint['state_dict'][key] = checkpoint['ema_state_dict'][f'module.{key}'] = value
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Resume the optimizers."""

@@ -74,6 +74,17 @@ def test_masks_against_a_plain_loop(n, k, h, w, seed):
     torch.testing.assert_close(area_weight(boxes, scores, (h, w), 'union'), (expected > 0).float())
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize('overlap', ['union', 'sum'])
+def test_masks_on_a_gpu_as_on_the_cpu(overlap):
+    found = []
+    for device in ('cpu', 'cuda'):
+        boxes, scores = decode(*(x.to(device) for x in maps(3, 2, 9, 7)), 8)
+        found.append([x.cpu() for x in (scores, area_weight(boxes, scores, (9, 7), overlap))])
+    torch.testing.assert_close(*found)
+    assert found[0][1].unique().numel() > 1
+
+
 def test_untrained_box_is_centred_on_its_peak():
     heat = torch.zeros(1, 1, 7, 9)
     heat[0, 0, 3, 5] = 1

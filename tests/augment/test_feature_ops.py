@@ -224,6 +224,21 @@ def test_compiles(name):
     torch.testing.assert_close(compiled(feat, v, rand), op.function(feat, v, rand))
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize('name', sorted(FEATURE_OPS))
+def test_on_a_gpu_as_on_the_cpu(name):
+    feat, rand = feature(2, 8, 6, 5), randomness(2, 8, 6, 5)
+    op = FEATURE_OPS[name]
+    strength = op.strength(torch.tensor([0.8, 0.2], dtype=torch.float64))
+    found = []
+    for device in ('cpu', 'cuda'):
+        inputs = [x.detach().to(device).requires_grad_() for x in (feat, strength)]
+        out = op.function(*inputs, Randomness(*(x.to(device) for x in rand)))
+        grads = torch.autograd.grad(out.square().sum(), inputs, allow_unused=True)
+        found.append([x.cpu() for x in (out.detach(), *grads) if x is not None])
+    torch.testing.assert_close(*found)
+
+
 def test_table():
     assert list(FEATURE_OPS) == [*AFFINE, 'Cutout', 'Noise', 'ChannelShuffle', 'ChannelDrop']
     ranges = {name: (op.lo, op.hi) for name, op in FEATURE_OPS.items()}

@@ -246,8 +246,10 @@ def test_relax_is_unbiased_through_the_neck():
     assert abs(exact['beta'][7]).min() > 0.3  # so that the lines above say something
 
 
-def test_autocast_changes_no_gradient():
-    neck = searching()
+@pytest.mark.parametrize('magnitude_grad', ['straight_through', 'pathwise'])
+@pytest.mark.parametrize('estimator', ['straight_through', 'relax'])
+def test_autocast_changes_no_gradient(estimator, magnitude_grad):
+    neck = searching(estimator=estimator, magnitude_grad=magnitude_grad)
     draw = given_draw(neck, ('Rotate', 'Noise'))
     feat, target = torch.randn(2, 3, 6, 7), torch.randn(2, 3, 6, 7)
     gradients = []
@@ -256,6 +258,51 @@ def test_autocast_changes_no_gradient():
             neck.search(neck.objective(neck([feat], draw), [target]), draw)
         gradients.append(neck.pop_gradient())
     torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize('estimator', ['straight_through', 'relax'])
+@pytest.mark.parametrize('per_sample', [False, True])
+def test_draws_and_gradients_on_a_gpu_as_on_the_cpu(estimator, per_sample):
+    noisy = [k for k, pair in enumerate(SUB_POLICIES) if 'Noise' in pair]  # whose numbers are the device's own
+    feats, targets = pyramid(), pyramid()
+    found = []
+    for device in ('cpu', 'cuda'):
+        neck = searching(estimator=estimator, per_sample=per_sample)
+        neck.policy.alpha[noisy] = -50
+        for _ in range(5):
+            draw = neck.sample(2, device)
+            refined = neck([x.to(device) for x in feats], draw)
+            neck.search(neck.objective(refined, [x.to(device) for x in targets]), draw)
+            gradient = neck.pop_gradient()
+            assert all(x.device.type == 'cpu' for x in (draw.choice, draw.magnitudes, *gradient.values()))
+            found.append((device, str(draw), [x.detach().cpu() for x in refined], gradient))
+    for (_, *one), (_, *other) in zip(found[:5], found[5:], strict=True):
+        torch.testing.assert_close(one[1:], other[1:], rtol=1e-4, atol=1e-5)
+        assert one[0] == other[0]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize('estimator', ['straight_through', 'relax'])
+def test_no_step_waits_for_the_device(estimator):
+    neck = searching(estimator=estimator)
+    feats, targets = ([x.cuda() for x in pyramid()] for _ in range(2))
+
+    def step():
+        draw = neck.sample(2, 'cuda')
+        neck.search(neck.objective(neck(feats, draw), targets), draw)
+
+    for _ in range(20):
+        step()  # allocates
+    neck.policy.draws = 0
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        for _ in range(20):
+            step()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    assert neck.pop_gradient() is not None
 
 
 # ---- the search ----------------------------------------------------------------------------------------------------

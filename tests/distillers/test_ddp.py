@@ -28,8 +28,9 @@ def worker(rank, folder):
         policy = train(rank, kwargs)
         moved = (policy.magnitude - 0.5).abs().max() > 0
         assert moved == (kwargs.get('terms') is not off), kwargs  # a term at weight 0 searches nothing
-    policy = train(rank, dict(), mode='unrolled')
-    assert (policy.magnitude - 0.5).abs().max() > 0
+    for more in (dict(mode='unrolled'), dict(accumulate=2), dict(mode='unrolled', accumulate=2)):
+        policy = train(rank, dict(), **more)
+        assert (policy.magnitude - 0.5).abs().max() > 0
     (folder / f'{rank}').write_text(str(policy.sample(1)))
     torch.manual_seed(rank)  # as MMEngine's diff_rank_seed does
     neck = FeatureAugmentationNeck(shared_draws=True)
@@ -37,17 +38,17 @@ def worker(rank, folder):
     leave_rank()
 
 
-def train(rank, kwargs, mode='fused'):
-    """Three steps of the student and of the policy on each rank's own batches: both must stay one."""
+def train(rank, kwargs, mode='fused', accumulate=1):
+    """Four iterations of the student and of the policy on each rank's own batches: both must stay one."""
     torch.manual_seed(0)
     model = distiller(**kwargs).train()
     wrapped = MMDistributedDataParallel(model)
-    optim_wrapper = OptimWrapper(torch.optim.SGD(wrapped.parameters(), lr=0.01))
-    runner = SimpleNamespace(model=wrapped, optim_wrapper=optim_wrapper, iter=0)
+    optim_wrapper = OptimWrapper(torch.optim.SGD(wrapped.parameters(), lr=0.01), accumulate)
+    runner = SimpleNamespace(model=wrapped, optim_wrapper=optim_wrapper, iter=0, max_iters=100)
     hook = PolicySearchHook(mode, lr=0.1, weight_decay=0.0, log_interval=100)
     hook.before_run(runner)
     hook._end = 100
-    for i in range(3):
+    for i in range(4):
         runner.iter = i
         batch = raw_batch(seed=10 * rank + i)
         hook.before_train_iter(runner, i, batch)

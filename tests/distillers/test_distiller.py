@@ -479,7 +479,7 @@ def test_equal_normalisation_costs_nothing():
     assert Normalization.of(student.data_preprocessor).flip is IMAGENET['bgr_to_rgb']
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU: fp16 autocast has no CPU kernels')
+@pytest.mark.cuda  # fp16 autocast has no CPU kernels
 def test_fp16_on_a_gpu():
     model = distiller().cuda().train()
     wrapper = optim_wrapper(model, AmpOptimWrapper)

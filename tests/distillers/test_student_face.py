@@ -22,13 +22,18 @@ FITNET = dict(type='mmsokd.FitNetLoss', tap='neck')
 
 
 class Runner(SimpleNamespace):
-    """What the two hooks read off a runner."""
+    """What the hooks read off a runner."""
 
     def __init__(self, model):
         dataset = SimpleNamespace(update_skip_type_keys=lambda keys: None)
         loader = SimpleNamespace(dataset=dataset)
         super().__init__(
-            model=model, epoch=7, max_epochs=8, train_dataloader=loader, logger=MMLogger.get_current_instance()
+            model=model,
+            cfg={},
+            epoch=7,
+            max_epochs=8,
+            train_dataloader=loader,
+            logger=MMLogger.get_current_instance(),
         )
 
 

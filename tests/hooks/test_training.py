@@ -239,7 +239,8 @@ def test_unrolled_search_scales_its_loss_and_skips_overflows(data, tmp_path, mon
         gradients[scale] = hook._unrolled(runner, raw_batch(4, seed=3))['shared']
         before = copy.deepcopy(policy_of(runner.model).tensors())
         for _ in range(2):
-            hook._step({'shared': gradients[scale]})
+            hook._necks['shared'].push_gradient(gradients[scale])
+            hook._step()
         moved = any(not torch.equal(value, before[name]) for name, value in policy_of(runner.model).tensors().items())
         assert moved == (scale < 1e38)
         assert bool(hook._optimizers['shared'].state) == moved
@@ -256,7 +257,8 @@ def test_decay_leaves_what_is_not_drawn_where_it_started(data, tmp_path):
     neck.policy.magnitude[0, 0] = 0.9
     zero = {name: torch.zeros_like(p) for name, p in neck.search_parameters().items()}
     for _ in range(5):
-        hook._step({'shared': zero})
+        neck.push_gradient(zero)
+        hook._step()
     assert neck.policy.magnitude[0, 0] < 0.9
     assert neck.policy.magnitude[1:].eq(0.5).all()
 

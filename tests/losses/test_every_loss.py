@@ -175,7 +175,7 @@ def test_reads_no_value(name):
             call(loss, name, s, t).backward()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU: the CPU has nothing to wait for')
+@pytest.mark.cuda  # the CPU has nothing to wait for
 @every_loss
 def test_no_step_waits_for_the_device(name):
     for shapes in CASES[name].shapes[:2]:
@@ -194,6 +194,26 @@ def test_no_step_waits_for_the_device(name):
             step()
         finally:
             torch.cuda.set_sync_debug_mode('default')
+
+
+@pytest.mark.cuda
+@every_loss
+def test_on_a_gpu_as_on_the_cpu(name, monkeypatch):
+    """Value and gradients in float64, with random numbers of the host for both."""
+    rand_like, randint = torch.rand_like, torch.randint
+    monkeypatch.setattr(torch, 'rand_like', lambda x: rand_like(x.cpu()).to(x.device))
+    monkeypatch.setattr(torch, 'randint', lambda *args, device='cpu', **more: randint(*args, **more).to(device))
+    for shapes in CASES[name].shapes[:2]:
+        found = []
+        for device in ('cpu', 'cuda'):
+            torch.manual_seed(0)
+            loss = build(name).to(device)
+            s, t = (x.to(device).requires_grad_() for x in pair(shapes))
+            extra = {key: [x.to(device) for x in samples] for key, samples in more(name, tuple(s.shape)).items()}
+            value = loss(s, t, **extra)
+            value.backward()
+            found.append([x.cpu() for x in (value.detach(), s.grad, *(p.grad for p in loss.parameters()))])
+        torch.testing.assert_close(*found)
 
 
 WRONG = [
