@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
+from mmengine.registry import MODELS
 from torch import Tensor
 
 _LARGEST, _SMALLEST = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny  # what a loss can compute with
@@ -125,10 +126,14 @@ def check_pair(key: str, value: Any, low: float, high: float, closed: bool = Tru
 
 
 def check_layer(key: str, cfg: Any) -> None:
-    """Raise ValueError unless ``cfg`` is None or the config of a layer."""
+    """Raise ValueError unless ``cfg`` is None or the config of a registered layer, or of a layer's class."""
     kind = cfg.get('type') if isinstance(cfg, Mapping) else None
     if cfg is not None and not isinstance(kind, str) and not callable(kind):
         raise ValueError(f"{key}: expected None or a dict with 'type', found {cfg!r}")
+    with MODELS.switch_scope_and_registry(None) as registry:  # as mmcv does
+        if isinstance(kind, str) and registry.get(kind) is None:
+            near = nearest(kind, MODELS.module_dict)
+            raise ValueError(f'{key}.type: expected a registered layer, found {kind!r}; nearest: {near}')
 
 
 def check_norm(key: str, norm_cfg: Any, *widths: int) -> None:

@@ -205,8 +205,8 @@ class OwnAdapter(ConvAdapter):
             r'^terms\.loss_hint\.adapter\.kernel_size: expected an odd number',
         ),
         (
-            dict(terms=terms(adapter=dict(type='mmsokd.ConvAdapter', norm_cfg=dict(type='FooNorm')))),
-            r"""^['"]?terms\.loss_hint\.adapter: Cannot find""",
+            dict(terms=terms(adapter=dict(type='mmsokd.ConvAdapter', norm_cfg=dict(type='SyncBn')))),
+            r"^terms\.loss_hint\.adapter\.norm_cfg\.type: expected a registered .*found 'SyncBn'; nearest: .*'SyncBN'",
         ),
         (dict(terms=terms(loss_weight=True)), r'^terms\.loss_hint\.loss_weight: expected a number >= 0.*found True'),
         (
