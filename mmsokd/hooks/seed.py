@@ -56,9 +56,11 @@ class SeedHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Resume it."""
-        seed = checkpoint.get('sampler_seed') if runner._resume else None
+        seed = checkpoint.get('sampler_seed')
+        if not runner._resume or seed is None:
+            return
         loader = runner.train_dataloader
-        if seed is None or seed == getattr(_sampler(loader), 'seed', seed):
+        if seed == getattr(_sampler(loader), 'seed', seed):
             return
         _sampler(loader).seed = seed
         if hasattr(runner.train_loop, 'dataloader_iterator') and loader.num_workers:
