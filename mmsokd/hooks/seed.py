@@ -81,7 +81,8 @@ class SeededFetch:
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that outlive an epoch
-        self._own = getattr(dataset, '__getitems__', None)
+        own = getattr(dataset, '__getitems__', None)
+        self._own = own._own if isinstance(own, SeededFetch) else own  # a former training's
         self._dataset = dataset
         self._key = seed, get_rank()
         self._last = 0

@@ -170,6 +170,14 @@ def test_fetch_asks_the_data_sets_own():
     assert calls == [[7, 5]]
 
 
+def test_a_data_set_that_trains_again_is_seeded_once():
+    data = Chances()
+    first = data.__getitems__ = SeededFetch(data, seed=1)
+    first([0])
+    second, fresh = SeededFetch(data, seed=2), SeededFetch(Chances(), seed=2)
+    assert torch.equal(second([0])[0]['inputs'], fresh([0])[0]['inputs'])
+
+
 def test_fetch_depends_on_seed_epoch_and_count():
     def values(seed, epoch, count):
         fetch = SeededFetch(Chances(), seed)
