@@ -56,9 +56,11 @@ class SeedHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Resume it."""
-        seed = checkpoint.get('sampler_seed') if runner._resume else None
+        seed = checkpoint.get('sampler_seed')
+        if not runner._resume or seed is None:
+            return
         loader = runner.train_dataloader
-        if seed is None or seed == getattr(_sampler(loader), 'seed', seed):
+        if seed == getattr(_sampler(loader), 'seed', seed):
             return
         _sampler(loader).seed = seed
         if hasattr(runner.train_loop, 'dataloader_iterator') and loader.num_workers:
@@ -79,7 +81,8 @@ class SeededFetch:
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that outlive an epoch
-        self._own = getattr(dataset, '__getitems__', None)
+        own = getattr(dataset, '__getitems__', None)
+        self._own = own._own if isinstance(own, SeededFetch) else own  # a former training's
         self._dataset = dataset
         self._key = seed, get_rank()
         self._last = 0

@@ -3,6 +3,7 @@
 import copy
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -91,14 +92,15 @@ def test_a_cut_run_of_another_kind(tmp_path, monkeypatch, settings):
     assert not differences(whole, cut)
 
 
-def test_a_seed_of_mmengines_choice(tmp_path, monkeypatch):
+@pytest.mark.parametrize(('loop', 'workers'), [('epochs', 2), ('iterations', 0)])
+def test_a_seed_of_mmengines_choice(tmp_path, monkeypatch, loop, workers):
     """Without one in the config it is the checkpoint's that counts; the teacher's weights come from a file."""
     model = refined()
     teacher = MODELS.build(copy.deepcopy(model['teacher']))
     torch.save(teacher.state_dict(), tmp_path / 'teacher.pth')
     model['teacher']['init_cfg'] = dict(type='Pretrained', checkpoint=str(tmp_path / 'teacher.pth'))
     other = dict(randomness=dict(seed=None))
-    whole, cut = straight_and_cut(tmp_path, monkeypatch, resumed=other, model=model, workers=2, search=9)
+    whole, cut = straight_and_cut(tmp_path, monkeypatch, other, model=model, loop=loop, workers=workers, search=9)
     assert not differences(whole, cut)
 
 
@@ -168,6 +170,14 @@ def test_fetch_asks_the_data_sets_own():
     assert calls == [[7, 5]]
 
 
+def test_a_data_set_that_trains_again_is_seeded_once():
+    data = Chances()
+    first = data.__getitems__ = SeededFetch(data, seed=1)
+    first([0])
+    second, fresh = SeededFetch(data, seed=2), SeededFetch(Chances(), seed=2)
+    assert torch.equal(second([0])[0]['inputs'], fresh([0])[0]['inputs'])
+
+
 def test_fetch_depends_on_seed_epoch_and_count():
     def values(seed, epoch, count):
         fetch = SeededFetch(Chances(), seed)
@@ -183,6 +193,11 @@ def test_fetch_depends_on_seed_epoch_and_count():
     fetch([0])
     fetch.epoch.fill_(1)
     assert tuple(fetch([0])[0]['inputs'].tolist()) == seen[2]  # an epoch counts anew
+
+
+def test_a_test_builds_no_training_set():
+    """Which the runner's property would do."""
+    SeedHook().after_load_checkpoint(SimpleNamespace(_resume=False), dict(sampler_seed=1))
 
 
 def test_another_order_is_told(tmp_path, monkeypatch):
