@@ -30,6 +30,7 @@ from tests.builders import (
     use_scope,
 )
 from tests.builders_training import COUNT, Pictures, differences, network, runner
+from tests.distillers.test_sftn import small
 from tests.hooks.test_resume import straight_and_cut
 
 METHODS = ('sftn', 'tst', 'sokd', 'skd', 'ssr')
@@ -188,6 +189,12 @@ def test_a_step_of_each_task(task, plug_ins):
     assert model.refine.followers == (frozenset() if plug_ins == 'beside' else frozenset(terms))
 
 
+def test_a_hook_for_distillers_beside_sftns_trainer_is_told():
+    running = SimpleNamespace(model=small())
+    with pytest.raises(TypeError, match=r'^model\.type: expected a distiller, such as .*found SFTNTeacherTrainer$'):
+        PolicySearchHook().before_train(running)
+
+
 # ---- a run ----------------------------------------------------------------------------------------------------------
 
 
@@ -206,8 +213,7 @@ def worker(rank, folder, teacher):
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank))
     dist.init_process_group('gloo', f'file://{folder}/store', rank=rank, world_size=2)
-    everything = (dict(), dict(keep_host=False), dict(areas=None, **AT))  # beside, the areas alone, and in place
-    for kwargs in everything:
+    for kwargs in (dict(), dict(areas=None, **AT)):  # refined beside the teacher's forward, and in place
         train(rank, build(METHODS, teacher, **kwargs))
     (folder / f'{rank}').touch()
     leave_rank()
