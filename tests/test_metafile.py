@@ -17,9 +17,10 @@ ROOT = Path(__file__).resolve().parents[1]
 METRICS = {'detection': 'box AP', 'segmentation': 'mIoU', 'classification': 'Top 1 Accuracy'}
 # folders of configs that stand for no result of the zoo: parts, plain students, and what runs on two CPU cores
 NO_ZOO = {'_base_', 'students', 'demo', 'bccd', 'camvid', 'tin100'}
+COMBINED = 'configs/combined'  # in no task's folder, and of more than one method: test_configs_combined
 FOLDERS = sorted(
     str(path.relative_to(ROOT))
-    for path in (ROOT / 'configs').glob('*/*')
+    for path in [ROOT / COMBINED, *(ROOT / 'configs').glob('*/*')]
     if path.name not in NO_ZOO and list(path.glob('*.py'))
 )
 ZOO = 'configs/classification/cifar_zoo'  # no teacher there
@@ -67,7 +68,7 @@ MODELS = [
     for folder in FOLDERS
     if (ROOT / folder / 'metafile.yml').exists()  # else test_each_folder_has_its_card fails
     for model in metafile(folder)['Models']
-    if folder not in (ZOO, *SFTN)
+    if folder not in (ZOO, COMBINED, *SFTN)
 ]
 every_model = pytest.mark.parametrize('model', MODELS, ids=lambda m: m['Config'].removeprefix('configs/'))
 every_folder = pytest.mark.parametrize('folder', FOLDERS)

@@ -78,7 +78,7 @@ class Distiller(Face):
         init_cfg: dict | None = None,
         **unknown: Any,
     ) -> None:
-        check_keys('model', unknown, list(inspect.signature(Distiller).parameters)[:-1])
+        check_keys('model', unknown, _keys_of(type(self)))
         check_bool('keep_host', keep_host)
         check_integer('probe_size', probe_size, 1)
         if probe_size > _LARGEST_PROBE:
@@ -357,6 +357,13 @@ class Distiller(Face):
                 student, teacher = term.select(*pair, inputs.shape[-2:])
                 found[name] = self.areas.detectors[name].detect(term.adapt(student, teacher), teacher)
         return found
+
+
+def _keys_of(cls: type) -> list[str]:
+    """What the config of a distiller may hold: a derived class hands on what it does not take itself."""
+    classes = cls.__mro__[: cls.__mro__.index(Distiller) + 1]
+    parameters = [p for c in classes for p in inspect.signature(c).parameters.values()]
+    return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def _sum_areas(results: Sequence[AreaResult]) -> dict[str, Tensor]:

@@ -14,7 +14,10 @@ from mmsokd.registry import MODELS
 _ROOMS = dict(
     losses='a loss',
     adapters='an adapter',
-    augment="an augmentation of features, such as 'mmsokd.FeatureAugmentationNeck'",
+    augment=(
+        "an augmentation of features, such as 'mmsokd.FeatureAugmentationNeck', or, for TST, of pictures, such as "
+        "'mmsokd.ImageAugmenter'"
+    ),
     areas="a detector of areas, such as 'mmsokd.DistinctiveAreaDetector'",
 )
 _OURS = ('augment', 'areas')  # the distiller needs more of these than to be called
@@ -68,6 +71,14 @@ def build_part(key: str, cfg: Any, room: str, **found: Any) -> nn.Module:
             raise ValueError(f'{key}.{name}: expected a value, found none')
     with telling(key, *(base.__name__ for base in _bases(cls))):
         return MODELS.build(cfg)
+
+
+def check_part(key: str, part: nn.Module, kind: type) -> None:
+    """Raise ValueError unless ``part`` is a ``kind``, of those that are in its room."""
+    if not isinstance(part, kind):
+        raise ValueError(
+            f"{key}.type: expected 'mmsokd.{kind.__name__}' or one derived from it, found {type(part).__name__}"
+        )
 
 
 def _bases(cls: type) -> Iterable[type]:

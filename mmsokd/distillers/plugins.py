@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmsokd.augment import FeatureAugmentationNeck
 from mmsokd.checks import check_choice
-from mmsokd.distillers.parts import build_part
+from mmsokd.distillers.parts import build_part, check_part
 from mmsokd.distillers.term import STUDENT, Term
 from mmsokd.taps import Probe, as_map, as_tokens
 
@@ -59,13 +59,14 @@ class Refiner(BaseModule):
         teachers: the names of the distiller's.
 
     Raises:
-        ValueError: as :class:`Regressor` does.
+        ValueError: as :class:`Regressor` does, or ``cfg`` is of another class.
     """
 
     def __init__(self, cfg: Mapping, teachers: Sequence[str]) -> None:
         super().__init__()
         self._cfg = cfg
         neck = build_part('refine', cfg, 'augment')
+        check_part('refine', neck, FeatureAugmentationNeck)
         self.necks = ModuleDict({_SHARED: neck})
         self.regressor = Regressor(neck, teachers) if neck.at is not None else None
 

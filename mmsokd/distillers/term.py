@@ -55,6 +55,7 @@ class Term(BaseModule):
         if '.' in name:
             raise ValueError(f"{key}: expected a name without '.', found {name!r}")
         self._loss_cls = part_class(key, cfg, 'losses', more=_KEYS)
+        self._check_stats(key)
         cfg = dict(cfg)
         self.key = key
         self._keys = keys or {}
@@ -67,6 +68,14 @@ class Term(BaseModule):
         check_bool(f'{key}.areas', self.wants_areas)
         self.adapter_cfg = cfg.pop('adapter', INFERRED)
         self._loss_cfg = cfg
+
+    def _check_stats(self, key: str) -> None:
+        summed = [name for name in self.stats if 'loss' in name]
+        if summed:
+            raise ValueError(
+                f"{key}.type: expected a loss whose stats have names without 'loss' (MMEngine would add them to the "
+                f'training loss), found {summed} of {self._loss_cls.__name__}'
+            )
 
     def _pop_taps(self, cfg: dict) -> tuple[Tap, Tap]:
         if 'tap' in cfg:

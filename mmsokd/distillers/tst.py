@@ -10,7 +10,7 @@ from mmsokd.augment import ImageAugmenter
 from mmsokd.augment.warping import has_places, warp_samples
 from mmsokd.checks import check_number, check_range
 from mmsokd.distillers.base import Distiller
-from mmsokd.distillers.parts import build_part
+from mmsokd.distillers.parts import build_part, check_part
 from mmsokd.distillers.teacher import Normalization
 from mmsokd.losses.flipped import flipped
 from mmsokd.registry import MODELS
@@ -54,10 +54,7 @@ class TSTDistiller(Distiller):
         check_number('share', share, 1e-3)
         self.share = share
         self.augmenter = build_part('augmenter', augmenter, 'augment')
-        if not isinstance(self.augmenter, ImageAugmenter):
-            raise ValueError(
-                f"augmenter.type: expected 'mmsokd.ImageAugmenter' or one derived from it, found {augmenter['type']!r}"
-            )
+        check_part('augmenter', self.augmenter, ImageAugmenter)
         self._pixels = Normalization.of(self.data_preprocessor)
 
     def loss(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Tensor]:

@@ -1,8 +1,10 @@
-"""What every hook needs first."""
+"""What more than one hook needs."""
 
+import torch
+from mmengine.dist import all_reduce, get_world_size
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 
 from mmsokd.distillers import Distiller
 from mmsokd.distillers.face import Face
@@ -19,7 +21,7 @@ def distiller_of(runner: Runner) -> Distiller:
     Raises:
         TypeError: it is no distiller.
     """
-    return _model_of(runner, Distiller, "'mmsokd.Distiller' or 'mmsokd.SoKDDistiller'")
+    return _model_of(runner, Distiller, "a distiller, such as 'mmsokd.Distiller',")
 
 
 def model_of(runner: Runner) -> Face:
@@ -40,3 +42,18 @@ def _model_of(runner: Runner, kind: type, expected: str) -> Face:
 
 def _unwrapped(runner: Runner) -> nn.Module:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def mean_over_ranks(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The mean of each of some small tensors over the processes, on the host, by one message.
+
+    Args:
+        values: name -> tensor, of one dtype and of the same shapes on every rank.
+    """
+    if get_world_size() == 1:
+        return values
+    flat = torch.cat([value.flatten() for value in values.values()])
+    flat = flat.to('cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu')
+    all_reduce(flat, op='mean')
+    parts = flat.cpu().split([value.numel() for value in values.values()])
+    return {name: part.view_as(value) for (name, value), part in zip(values.items(), parts, strict=True)}

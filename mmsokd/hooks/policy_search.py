@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce, get_world_size
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from mmsokd.augment import FeatureAugmentationNeck, unrolled_gradient
 from mmsokd.checks import check_choice, check_integer, check_number, check_pair
-from mmsokd.hooks.common import distiller_of, has_distiller
+from mmsokd.hooks.common import distiller_of, has_distiller, mean_over_ranks
 from mmsokd.registry import HOOKS
 
 
@@ -170,7 +169,7 @@ class PolicySearchHook(Hook):
             if gradient is None:
                 continue
             optimizer = self._optimizers[name]
-            gradient = _mean_over_ranks(gradient)
+            gradient = mean_over_ranks(gradient)
             if not all(value.isfinite().all() for value in gradient.values()):
                 self._warn_of_skipped_step(name)
                 continue
@@ -258,17 +257,6 @@ class PolicySearchHook(Hook):
         for name, state in checkpoint.get('policy_search', {}).items():
             if name in self._optimizers:
                 self._optimizers[name].load_state_dict(state)
-
-
-def _mean_over_ranks(gradient: dict[str, Tensor]) -> dict[str, Tensor]:
-    """In one message."""
-    if get_world_size() == 1:
-        return gradient
-    flat = torch.cat([value.flatten() for value in gradient.values()])
-    flat = flat.to('cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu')
-    all_reduce(flat, op='mean')
-    parts = flat.cpu().split([value.numel() for value in gradient.values()])
-    return {name: part.view_as(value) for (name, value), part in zip(gradient.items(), parts, strict=True)}
 
 
 @contextmanager

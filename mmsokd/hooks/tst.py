@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from mmsokd.checks import check_integer, check_positive, check_range
 from mmsokd.distillers import TSTDistiller
-from mmsokd.hooks.common import distiller_of, has_distiller
-from mmsokd.hooks.policy_search import _mean_over_ranks
+from mmsokd.hooks.common import distiller_of, has_distiller, mean_over_ranks
 from mmsokd.losses.flipped import task_losses
 from mmsokd.registry import HOOKS
 
@@ -155,7 +154,7 @@ class TSTHook(Hook):
             scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)  # AmpOptimWrapper's
             scale = scaler.get_scale() if scaler is not None else 1.0
             gradient = torch.autograd.grad(objective * scale, list(chi.values()))
-            gradient = _mean_over_ranks({name: g / scale for name, g in zip(chi, gradient, strict=True)})
+            gradient = mean_over_ranks({name: g / scale for name, g in zip(chi, gradient, strict=True)})
             if all(g.isfinite().all() for g in gradient.values()):  # under fp16 a scaled one may overflow
                 for name, value in tensors.items():
                     value.grad = gradient[name]
@@ -165,7 +164,7 @@ class TSTHook(Hook):
             count += 1
             if count == self.max_batches:
                 break
-        means = _mean_over_ranks(dict(mean=total / count))['mean'].tolist()
+        means = mean_over_ranks(dict(mean=total / count))['mean'].tolist()
         return dict(zip(('teacher', 'student'), means, strict=True))
 
 

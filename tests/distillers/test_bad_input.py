@@ -189,6 +189,10 @@ class OwnAdapter(ConvAdapter):
             r"^refine\.type: expected an augmentation of features.*found 'mmsokd\.DistinctiveAreaDetector'",
         ),
         (
+            dict(refine=dict(type='mmsokd.ImageAugmenter')),
+            r"^refine\.type: expected 'mmsokd\.FeatureAugmentationNeck' or one derived .*found ImageAugmenter$",
+        ),
+        (
             dict(terms=terms(type='mmsokd.CRDLoss')),
             r'^terms\.loss_hint\.num_samples: expected a value, found none',
         ),

@@ -190,6 +190,17 @@ class TellingLoss(TermLoss):
         return LossResult((student - student).sum(), {'cells.count': count, 'cells.twice': 2 * count})
 
 
+class SummedLoss(TellingLoss):
+    """MMEngine sums every key that contains the word."""
+
+    stats = ('cells.count', 'cells.loss_part')
+
+
+def test_a_stat_that_would_be_summed_is_refused():
+    with pytest.raises(ValueError, match=r"^terms\.loss_a\.type: .*without 'loss'.*\['cells\.loss_part'\] of Summed"):
+        distiller('Distiller', terms=dict(loss_a=dict(type=SummedLoss, tap='neck')))
+
+
 class WholeLoss(TermLoss):
     """Wants all levels at once."""
 

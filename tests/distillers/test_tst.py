@@ -238,8 +238,13 @@ def test_two_stage_detectors_search_too():
         (dict(share=0.0), 'share: expected a number'),
         (
             dict(augmenter=dict(type='mmsokd.FeatureAugmentationNeck')),
-            "augmenter.type: expected 'mmsokd.ImageAugmenter'",
+            r"^augmenter\.type: expected 'mmsokd\.ImageAugmenter' .*found FeatureAugmentationNeck$",
         ),
+        (
+            dict(augmenter=dict(type='mmsokd.ConvAdapter')),
+            r"^augmenter\.type: expected .*of pictures, such as 'mmsokd\.ImageAugmenter', found 'mmsokd\.ConvAdapter'$",
+        ),
+        (dict(augmentor={}), r"^model\.augmentor: expected one of .*'share'.*'terms'.*nearest: \['augmenter'\]"),
         (dict(augmenter=dict(type='mmsokd.ImageAugmenter', num_op=3)), r'augmenter\.num_op: expected one of'),
         (dict(augmenter=dict(type='mmsokd.ImageAugmenter', num_ops=30)), r'augmenter\.num_ops: expected at most 14'),
     ],

@@ -1,0 +1,93 @@
+"""docs/methods.md says what the tests do: which method works on which task, each with a test that is there."""
+
+import ast
+import importlib
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+
+from mmsokd.registry import MODELS
+from tests.builders import classifier, distiller
+from tests.distillers import test_combined, test_host_table, test_sftn, test_tst
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / 'docs/methods.md').read_text()
+# what the tests call a task
+WORDS = {
+    'Classification': {'Classification', 'classifier', 'cls'},
+    'Segmentation': {'Segmentation', 'segmentor', 'seg'},
+    'Detection': {'Detection', 'detector', 'det'},
+}
+TASK = {word: task for task, words in WORDS.items() for word in words}
+HOSTS = {'StudentFriendlyKD': 'SKD', 'MTKDSSR': 'MTKD-SSR', 'DRKD': 'DR-KD', 'FitNet': 'SoKD'}
+TOGETHER = 'TST + SoKD + SKD + MTKD-SSR'
+
+
+def rows():
+    """Method -> task -> cell."""
+    table = next(block for block in re.findall(r'(?:^\|.*\n)+', PAGE, re.M) if block.startswith('| Method |'))
+    header, _rule, *body = [[cell.strip() for cell in line.strip('|').split('|')] for line in table.splitlines()]
+    return {row[0]: dict(zip(header[2:], row[2:], strict=True)) for row in body}
+
+
+def ids(function):
+    """Those that pytest gives to a function whose parameters are strings."""
+    marks = [mark.args[1] for mark in function.pytestmark if mark.name == 'parametrize']
+    names = [['-'.join([value] if isinstance(value, str) else value) for value in values] for values in marks]
+    return {'-'.join(parts) for parts in itertools.product(*names)}
+
+
+CELLS = [(method, task, cell) for method, row in rows().items() for task, cell in row.items()]
+
+
+@pytest.mark.parametrize(('method', 'task', 'cell'), CELLS)
+def test_each_cell_names_a_test_of_that_task_or_what_is_missing(method, task, cell):
+    if cell == 'missing':
+        return
+    module, function, chosen = re.fullmatch(r'works: `(test_\w+)\.py::(test_\w+)\[(.+)\]`', cell).groups()
+    found = ids(getattr(importlib.import_module(f'tests.distillers.{module}'), function))
+    assert chosen in found, f'no such test; there are {sorted(found)}'
+    words = set(chosen.split('-'))
+    assert words & WORDS[task]
+    if module == 'test_host_table':
+        assert HOSTS[(words & set(HOSTS)).pop()] == method
+
+
+def test_what_works_is_what_the_tests_train():
+    trained = {(HOSTS[host], task) for task, host in test_host_table.ROWS if host in HOSTS}
+    for method, tasks in (('TST', test_tst.TASKS), ('SFTN', test_sftn.TASKS), (TOGETHER, test_combined.EVERYWHERE)):
+        trained |= {(method, TASK[word]) for word in tasks if word in TASK}
+    assert {(method, task) for method, task, cell in CELLS if cell.startswith('works')} == trained
+
+
+def test_what_is_missing_is_not_there():
+    missing = ', '.join(method for method, row in rows().items() if set(row.values()) == {'missing'})
+    words = missing.replace('-', '').lower().split(', ')
+    assert len(words) == 10
+    assert not [name for name in MODELS.module_dict if name.lower().startswith(tuple(words))]
+
+
+def blocks():
+    return re.findall(r'```python\n(.*?)```', PAGE, re.S)
+
+
+@pytest.mark.parametrize('code', blocks(), ids=lambda code: re.search(r'mmsokd\.(\w+)', code)[1])
+def test_the_configs_on_the_page_build(code):
+    values = {}
+    exec(compile(ast.parse(code), 'methods.md', 'exec'), values)
+    model = values['model']
+    kind = model.pop('type', 'mmsokd.Distiller').removeprefix('mmsokd.')
+    built = distiller(kind, student=classifier(8), teacher=classifier(12), **model, probe_size=64)
+    assert type(built).__name__ == kind
+
+
+def test_numbers_of_the_costs_are_those_of_the_cards():
+    """Time and memory that nobody has written into a card are not told here either."""
+    cards = ' '.join(path.read_text() for path in (ROOT / 'configs').rglob('README.md'))
+    costs = re.findall(r'\*\*Cost\.\*\*(.*?)\n\n', PAGE, re.S)
+    numbers = {number for cost in costs for number in re.findall(r'\d+,\d{3}(?:,\d{3})?|\d+\.\d+|\d+ MB', cost)}
+    assert len(costs) == 3
+    assert len(numbers) >= 11
+    assert not [number for number in numbers if number not in cards]
