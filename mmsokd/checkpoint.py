@@ -6,7 +6,7 @@ import os
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlparse
@@ -213,19 +213,30 @@ def _read_legacy(file: mmap.mmap, device: torch.device) -> Any:
             raise EOFError(f'storage {key}: {len(content)} of {numel * width} bytes')
         if content:
             memoryview(data.numpy())[:] = content
-    return result if device.type == 'cpu' else _move(result, device)
+    return result if device.type == 'cpu' else _move(result, device, {})
 
 
-def _move(data: Any, device: torch.device) -> Any:
-    """Tensors in dicts, lists and tuples to another device."""
-    if isinstance(data, torch.Tensor):
-        return data.to(device)
-    if type(data) in (list, tuple):
-        return type(data)(_move(value, device) for value in data)
-    if isinstance(data, dict):
-        for key, value in data.items():
-            data[key] = _move(value, device)
-    return data
+def _move(data: Any, device: torch.device, done: dict[int, Any]) -> Any:
+    """Tensors in dicts, lists and tuples to another device; what is there twice is moved once."""
+    if id(data) not in done:
+        done[id(data)] = data  # a list may hold itself
+        if isinstance(data, torch.Tensor):
+            done[id(data)] = data.to(device)
+        elif type(data) in (list, tuple):
+            done[id(data)] = type(data)([_move(value, device, done) for value in data])
+        elif isinstance(data, dict):
+            for key, value in data.items():
+                data[key] = _move(value, device, done)
+    return done[id(data)]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in it on the disk, too."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -245,11 +256,8 @@ def write_atomically(target: str | os.PathLike) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, target)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the name, too
-        finally:
-            os.close(folder)
+        with suppress(OSError):  # some file systems know no sync of a folder, and the file stands
+            _sync_folder(target.parent)
     except OSError as error:
         kept = 'the file of this name is left as it was' if target.exists() else 'nothing is left of it'
         raise OSError(error.errno, f'{target}: not written, {kept}: {error.strerror or error}') from error

@@ -68,7 +68,7 @@ def _parameter(data: Tensor, requires_grad: bool = True, *_: Any) -> nn.Paramete
 def _dtype(code: str, *_: Any) -> np.dtype:
     """Numbers, truth values and text; no objects, which are pointers."""
     if not (isinstance(code, str) and re.fullmatch(r'[biufcSU]\d{1,6}', code)):
-        raise RefusedPickle(f'numpy.dtype({str(code)[:20]!r})')
+        raise RefusedPickle(f'numpy.dtype({_told(code)})')
     return np.dtype(code, False, True)  # a copy, since its byte order is set later
 
 
@@ -108,10 +108,17 @@ def _bytes(text: str = '', codec: str = 'latin1') -> bytes:
 
 def _attribute(owner: Any, name: str) -> Any:
     """How pickle's second protocol spells a method: HistoryBuffer's, and a scheduler's."""
-    full = f'{getattr(owner, "__module__", "")}.{getattr(owner, "__qualname__", type(owner).__name__)}.{name}'
-    if not isinstance(owner, type) or full not in _VALUES:
-        raise RefusedPickle(f'builtins.getattr({full.lstrip(".")})')
+    if not isinstance(owner, type) or type(name) is not str:
+        raise RefusedPickle(f'builtins.getattr({_told(owner)}, {_told(name)})')
+    full = f'{owner.__module__}.{owner.__qualname__}.{name}'
+    if full not in _VALUES:
+        raise RefusedPickle(f'builtins.getattr({full})')
     return _VALUES[full]
+
+
+def _told(value: Any) -> str:
+    """For messages: short text, or a type; the text of tuples of tuples of tuples may be endless."""
+    return repr(value[:20]) if type(value) is str else type(value).__name__
 
 
 def _keys_are_plain(*keys: Any) -> None:
@@ -126,6 +133,7 @@ def _mapping(kind: Callable) -> Callable:
     """A constructor of ``kind`` from nothing, a dict or pairs."""
 
     def build(items: Any = ()) -> Any:
+        _expect(isinstance(items, dict) or type(items) in (list, tuple), 'a mapping of something else than pairs')
         pairs = list(items.items() if isinstance(items, dict) else items)
         _keys_are_plain(*(key for key, _ in pairs))
         return kind(dict(pairs))
@@ -254,7 +262,7 @@ class SafeUnpickler(pickle._Unpickler):
 
     def _spend(self, args: Any) -> None:
         _expect(type(args) in (tuple, dict), 'a call without arguments')
-        self._budget -= sum(len(x) for x in args if type(x) in (str, bytes, tuple, list, dict, OrderedDict))
+        self._budget -= sum(len(x) for x in args if isinstance(x, (str, bytes, tuple, list, dict)))
         _expect(self._budget >= 0, 'the same data copied many times')
 
     def find_class(self, module: str, name: str) -> Any:
@@ -274,7 +282,7 @@ class SafeUnpickler(pickle._Unpickler):
         """How torch refers to a tensor's bytes."""
         kind, dtype, key, _location, numel, *view = pid
         if kind != 'storage' or self._storage is None or any(view):
-            raise RefusedPickle(f'a {str(kind)[:20]} beside the tensors')
+            raise RefusedPickle(f'a {_told(kind)} beside the tensors')
         _expect(isinstance(dtype, torch.dtype) and isinstance(key, str | int), 'a storage without a name')
         _expect(type(numel) is int and numel >= 0, 'a storage without a size')
         return self._storage(dtype, key, numel)

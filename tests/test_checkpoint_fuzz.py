@@ -73,9 +73,17 @@ def other_type(rng, _):
 
 def other_shape(rng, _):
     state = Toy().state_dict()
-    name = rng.choice([name for name, value in state.items() if value.ndim])
+    name = rng.choice(list(state))
     value = state[name]
-    state[name] = rng.choice((value[:1], value.flatten(), value[None], value.new_zeros(0), value.repeat(2, *[1] * 9)))
+    state[name] = rng.choice(
+        (
+            value[:1] if value.ndim else value[None],
+            value.flatten(),
+            value[None],
+            value.new_zeros(0),
+            value.repeat(2, *[1] * 9),
+        )
+    )
     return saved(dict(state_dict=state), rng.random() < 0.3)
 
 
@@ -147,14 +155,25 @@ def compressed(rng, _):
 
 
 def copying(rng, _):
-    """A pickle that asks for one long text as bytes, again and again; or for lists of lists of lists."""
+    """A pickle that asks for one long text as bytes, or one mapping, again and again; for lists of lists of lists; or
+    for what names something by tuples of tuples, whose text would be endless."""
     text = 'x' * 50_000
     head = b'\x80\x02]q\x00(X' + struct.pack('<I', len(text)) + text.encode() + b'q\x01c_codecs\nencode\nq\x02'
     again = b'h\x02h\x01X\x06\x00\x00\x00latin1\x86R' * 20_000
     nested = b'\x80\x02N' + b'\x86'.join([b'q\x00h\x00'] * 200) + b'\x86.'
+    bomb = b'N' + b'2\x86' * 40
+    named = (
+        b'\x80\x02cnumpy\ndtype\n' + bomb + b'\x85R.',
+        b'\x80\x02c__builtin__\ngetattr\n' + bomb + b'N\x86R.',
+        b'\x80\x02(' + bomb + b'NNNNtQ.',
+    )
+    counts = b''.join(b'J' + struct.pack('<i', i) + b'K\x01' for i in range(20_000))
+    mappings = b'\x80\x02](ccollections\nCounter\n}(' + counts + b'u\x85Rq\x00'
+    mappings += b'ccollections\nOrderedDict\nh\x00\x85R' * 200 + b'e.'
     target = io.BytesIO()
     with zipfile.ZipFile(target, 'w') as new:
-        new.writestr('a/data.pkl', rng.choice((head + again + b'e.', nested, b'\x80\x02' + b']' * 10**5 + b'.')))
+        deep = b'\x80\x02' + b']' * 10**5 + b'.'
+        new.writestr('a/data.pkl', (head + again + b'e.', nested, deep, mappings, *named)[rng.randrange(7)])
     return target.getvalue()
 
 
@@ -174,9 +193,9 @@ KINDS = {  # how often
     other_keys: 40,
     huge_zip_header: 40,
     huge_pickle: 40,
-    noise: 24,
+    noise: 13,
     compressed: 3,
-    copying: 3,
+    copying: 14,
 }
 
 

@@ -91,7 +91,8 @@ def join_on_cpu(cfg: Config) -> None:
         cfg.model_wrapper_cfg = dict(broadcast_buffers=False, find_unused_parameters=unused)
     wrapper = cfg.model_wrapper_cfg
     wrapper.setdefault('type', 'MMDistributedDataParallel')
-    if wrapper.type.endswith('DistributedDataParallel'):
+    kind = getattr(wrapper.type, '__name__', wrapper.type)  # new-style configs name classes
+    if kind.endswith('DistributedDataParallel'):
         wrapper.setdefault('device_ids', None)
 
 

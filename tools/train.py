@@ -25,6 +25,7 @@ def parse_args() -> argparse.Namespace:
 
 def use_amp(cfg: Config) -> None:
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    kind = getattr(kind, '__name__', kind)  # new-style configs name classes
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise SystemExit(f"--amp: expected optim_wrapper.type 'OptimWrapper', found {kind!r}; the config decides then")
     cfg.optim_wrapper.type = 'AmpOptimWrapper'

@@ -116,6 +116,10 @@ def _nearest_type(message: str) -> str:
     return f'; nearest: {nearest(name, [name for registry in registries for name in registry.module_dict])}'
 
 
+def _fits(value: Tensor, own: Tensor) -> bool:
+    return value.shape == own.shape and value.is_complex() == own.is_complex()
+
+
 def load_weights(key: str, model: nn.Module, filename: str | os.PathLike, trust: bool = False) -> None:
     """Load the checkpoint ``filename`` (path or URL) into ``model``; every parameter of the model must be in it.
 
@@ -134,14 +138,21 @@ def load_weights(key: str, model: nn.Module, filename: str | os.PathLike, trust:
     if not isinstance(state, dict):
         raise ValueError(f'{key}: expected a state_dict in {filename!r}, found {type(state).__name__}')
     state = {str(name).removeprefix('module.'): v for name, v in state.items() if isinstance(v, Tensor)}
-    own = {name: value for name, value in model.state_dict().items() if not name.endswith('num_batches_tracked')}
-    wrong = [name for name, value in own.items() if name not in state or state[name].shape != value.shape]
+    # BatchNorm's counters came late to PyTorch: old files lack them
+    own = {
+        name: value
+        for name, value in model.state_dict().items()
+        if name in state or not name.endswith('num_batches_tracked')
+    }
+    wrong = [name for name, value in own.items() if name not in state or not _fits(state[name], value)]
     if wrong:
         hint = ''
         if any(name.startswith('student.') for name in state):
             hint = '; this is a distiller checkpoint: run tools/export_student.py on it first'
         name = wrong[0]
-        found = f'has the shape {tuple(state[name].shape)}' if name in state else 'is missing'
+        found = (
+            f'has the shape {tuple(state[name].shape)} and is {state[name].dtype}' if name in state else 'is missing'
+        )
         raise ValueError(
             f'{key}: expected weights of {type(model).__name__}, found that {len(own) - len(wrong)} of {len(own)} keys '
             f'of {filename!r} fit; the first that does not: {name!r} {found}{hint}'

@@ -63,10 +63,13 @@ class AtomicCheckpointHook(CheckpointHook):
     _read_back = False
 
     def before_train(self, runner: Runner) -> None:
-        """Choose how files are written."""
+        """Choose how files are written; remove what a killed run has left unfinished."""
         super().before_train(runner)
         if self.backend_args is None and self.file_client_args is None and type(self.file_backend) is LocalBackend:
             self.backend_args = dict(backend=_BACKEND)
+            if is_main_process():
+                for part in Path(self.out_dir).glob('*.pth.part'):
+                    part.unlink(missing_ok=True)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         kept = [step]

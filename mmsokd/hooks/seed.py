@@ -41,12 +41,13 @@ class SeedHook(Hook):
             dataset.__getitems__ = self._fetch  # which PyTorch's loader and its workers ask for a batch
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Tell the workers, before they begin it."""
+        """Tell the workers, before they begin it; a sampler of PyTorch's own draws its seed as it begins."""
         self._fetch.epoch.fill_(runner.epoch)
+        _seed_host(runner.seed, runner.epoch, 0, 0, 0, 1)  # no step's numbers, and no batch's
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Seed the step."""
-        seed = _seed_host(runner.seed, runner.iter)
+        """Seed the step, each rank's by itself."""
+        seed = _seed_host(runner.seed, runner.iter, get_rank())
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed_all(seed)
 

@@ -8,6 +8,7 @@ from mmengine.optim import OptimWrapper
 from torch import nn
 
 from mmsokd.adapters import ConvAdapter
+from mmsokd.distillers.build import load_weights
 from mmsokd.losses import FitNetLoss
 from mmsokd.registry import HOOKS, MODELS
 from tests.builders import classifier, distiller, losses_of, raw_batch, retinanet, step, use_scope
@@ -352,6 +353,30 @@ def test_checkpoint_of_another_architecture_says_how_many_keys_fit(tmp_path):
         ValueError, match=r"teacher\.checkpoint: .*found that \d+ of \d+ keys of .*other\.pth' fit; .*has the shape"
     ):
         distiller(teacher=dict(cfg=retinanet(24), checkpoint=other))
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'found'),
+    [
+        (
+            '1.num_batches_tracked',
+            torch.zeros(2, 2, dtype=torch.long),
+            r"'1\.num_batches_tracked' has the shape \(2, 2\)",
+        ),
+        ('1.num_batches_tracked', torch.zeros(0, dtype=torch.long), r"'1\.num_batches_tracked' has the shape \(0,\)"),
+        ('1.weight', torch.ones(3, dtype=torch.complex64), r"'1\.weight' .*complex64"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path, key, value, found):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    other = {name: torch.ones_like(tensor) for name, tensor in before.items()}
+    with pytest.raises(ValueError, match=rf'teacher\.checkpoint: expected weights of Sequential, .*{found}'):
+        load_weights('teacher.checkpoint', model, save(tmp_path / 'other.pth', {**other, key: value}))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    del other['1.num_batches_tracked']  # files of old PyTorch have none
+    load_weights('teacher.checkpoint', model, save(tmp_path / 'old.pth', other))
+    assert torch.equal(model[1].weight, torch.ones(3))
 
 
 def test_truncated_checkpoint(tmp_path):

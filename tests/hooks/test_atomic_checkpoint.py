@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import signal
+import stat
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,6 +73,22 @@ def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch, number):
         save_atomically(dict(state_dict={}), target)
     assert target.read_bytes() == old
     assert names(tmp_path) == ['student.pth']
+
+
+def test_a_file_system_without_sync_of_folders(tmp_path, monkeypatch):
+    """Some mounts answer EINVAL: the file is complete by then."""
+    fsync = os.fsync
+
+    def fail(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fsync(handle)
+
+    monkeypatch.setattr(os, 'fsync', fail)
+    for content in (b'old', b'new'):
+        with write_atomically(tmp_path / 'a') as file:
+            file.write(content)
+        assert (tmp_path / 'a').read_bytes() == content
 
 
 @contextmanager
@@ -204,6 +221,7 @@ def test_what_a_kill_left_is_removed_on_resume(tmp_path, monkeypatch):
         run.train()
     monkeypatch.undo()
     assert names(tmp_path) == ['epoch_1.pth', 'epoch_2.pth']
+    (tmp_path / 'student_best_acc_epoch_2.pth.part').write_bytes(b'torn')  # nobody writes this name again
     atomic(tmp_path, epochs=4, resume=True).train()
     assert names(tmp_path) == ['epoch_4.pth']
 

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import default_collate
 from mmengine.hooks import Hook
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader, Subset
 
 from mmsokd.augment import Policy
 from mmsokd.hooks import SeedHook
@@ -84,8 +85,9 @@ def test_a_cut_run_is_the_whole_one(tmp_path, monkeypatch, loop, workers, search
         dict(model=refined(at='backbone.layer2', per_sample=True)),
         dict(optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01), accumulative_counts=3)),
         dict(randomness=dict(seed=5, diff_rank_seed=True)),
+        dict(train_dataloader=DataLoader(Pictures(), 4, shuffle=True, collate_fn=default_collate)),
     ],
-    ids=['ema', 'relax', 'at', 'accumulation', 'seeds of ranks'],
+    ids=['ema', 'relax', 'at', 'accumulation', 'seeds of ranks', "PyTorch's loader"],
 )
 def test_a_cut_run_of_another_kind(tmp_path, monkeypatch, settings):
     whole, cut = straight_and_cut(tmp_path, monkeypatch, search=9, **settings)
