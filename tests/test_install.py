@@ -170,6 +170,26 @@ def test_plain_make_lists_the_targets():
         assert f'make {target} ' in out
 
 
+@pytest.mark.parametrize(
+    ('asked', 'there', 'chosen'),
+    [
+        ([], '', '.venv'),
+        (['STACK=openmmlab'], '', '.venv'),
+        (['STACK=onedl'], '', '.venv-onedl'),
+        (['STACK=onedl'], 'mmengine-0.10.7.dist-info', '.venv-onedl'),
+        (['STACK=onedl'], 'onedl_mmengine-0.10.12.dist-info', '.venv'),  # where there is only Python 3.12
+        (['STACK=onedl', 'VENV=mine'], '', 'mine'),
+    ],
+)
+def test_each_stack_has_a_venv_of_its_own(tmp_path, asked, there, chosen):
+    shutil.copy(ROOT / 'Makefile', tmp_path)
+    (tmp_path / '.venv/lib/python3.11/site-packages' / there).mkdir(parents=True)
+    env = {name: value for name, value in os.environ.items() if name not in ('STACK', 'VENV') and 'MAKE' not in name}
+    command = ['make', '--eval', 'show: ; @echo $(VENV) $(PY)', 'show', *asked]
+    out = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout
+    assert out.split() == [chosen, f'{chosen}/bin/python']
+
+
 class Machine:
     """A made-up machine: a PATH of its own, with the tools of this one and Pythons that only tell a version."""
 
