@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmsokd.stack import SUPPORTED, check_stack, find_version, stack_problems
+from mmsokd.stack import SUPPORTED, check_stack, find_version, mend_mmseg_scope, stack_problems
 
 ROOT = Path(__file__).resolve().parents[1]
 OPENMMLAB = dict(torch='2.1.2+cu121', mmengine='0.10.7', mmcv='2.1.0', mmdet='3.3.0', mmseg='1.2.2', mmpretrain='1.2.0')
@@ -72,6 +72,16 @@ def test_unsupported_stack_stops_the_import(monkeypatch):
     monkeypatch.setattr('mmsokd.stack.find_version', lambda name: {**OPENMMLAB, 'mmdet': '2.28.2'}[name])
     with pytest.raises(ImportError, match=r'mmdet: expected .*found 2\.28\.2(?s:.)*stack-openmmlab\.txt'):
         check_stack()
+
+
+@pytest.mark.parametrize('distribution', ['mmsegmentation', 'no-such-distribution'])
+def test_mmseg_configs_are_found_whatever_its_distribution_is_called(monkeypatch, distribution):
+    from mmengine.config import Config, utils
+
+    monkeypatch.setitem(utils.MODULE2PACKAGE, 'mmseg', distribution)
+    mend_mmseg_scope()
+    path, scope = Config._get_cfg_path('mmseg::_base_/models/pspnet_r50-d8.py', '')
+    assert (Path(path).name, scope) == ('pspnet_r50-d8.py', 'mmseg')
 
 
 def test_import_stays_light():
