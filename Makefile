@@ -1,8 +1,10 @@
-# Everything runs in .venv, which is set up when it is missing or stale (tools/dev/setup_env.sh).
+# Everything runs in .venv, or with STACK=onedl in .venv-onedl beside it; either is set up when it is missing or stale
+# (tools/dev/setup_env.sh).
 #   STACK=openmmlab|onedl   the libraries; by default openmmlab, or onedl where there is only Python 3.12
 #   PYTHON=python3.11       the Python that .venv is made of
 #   VENV=.venv              where it lies
-VENV ?= .venv
+has_onedl = $(wildcard .venv/lib/python*/site-packages/onedl_mmengine-*.dist-info)
+VENV ?= $(if $(filter onedl,$(STACK)),$(if $(has_onedl),.venv,.venv-onedl),.venv)
 PY := $(VENV)/bin/python
 export VENV STACK PYTHON
 

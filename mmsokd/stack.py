@@ -95,6 +95,20 @@ def check_stack() -> None:
         raise ImportError('\n  '.join(['mmsokd cannot run on these libraries:', *problems, _MEND]))
 
 
+def mend_mmseg_scope() -> None:
+    """Let MMEngine find ``mmseg::`` configs where mmseg comes in another distribution than ``mmsegmentation``.
+
+    onedl-mmengine (0.10.12) still asks for the official one by that name, and so does not find onedl-mmsegmentation.
+    """
+    from mmengine.config.utils import MODULE2PACKAGE
+
+    try:
+        version(MODULE2PACKAGE['mmseg'])
+    except PackageNotFoundError:
+        if importlib.util.find_spec('mmseg') is not None:
+            MODULE2PACKAGE['mmseg'] = 'mmseg'  # an import name does as well
+
+
 def _within(found: str, supported: str) -> bool:
     if found == 'unknown':
         return True

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmsokd.stack import SUPPORTED, check_stack, find_version, stack_problems
+from mmsokd.stack import SUPPORTED, check_stack, find_version, mend_mmseg_scope, stack_problems
 
 ROOT = Path(__file__).resolve().parents[1]
 OPENMMLAB = dict(torch='2.1.2+cu121', mmengine='0.10.7', mmcv='2.1.0', mmdet='3.3.0', mmseg='1.2.2', mmpretrain='1.2.0')
@@ -72,6 +72,16 @@ def test_unsupported_stack_stops_the_import(monkeypatch):
     monkeypatch.setattr('mmsokd.stack.find_version', lambda name: {**OPENMMLAB, 'mmdet': '2.28.2'}[name])
     with pytest.raises(ImportError, match=r'mmdet: expected .*found 2\.28\.2(?s:.)*stack-openmmlab\.txt'):
         check_stack()
+
+
+@pytest.mark.parametrize('distribution', ['mmsegmentation', 'no-such-distribution'])
+def test_mmseg_configs_are_found_whatever_its_distribution_is_called(monkeypatch, distribution):
+    from mmengine.config import Config, utils
+
+    monkeypatch.setitem(utils.MODULE2PACKAGE, 'mmseg', distribution)
+    mend_mmseg_scope()
+    path, scope = Config._get_cfg_path('mmseg::_base_/models/pspnet_r50-d8.py', '')
+    assert (Path(path).name, scope) == ('pspnet_r50-d8.py', 'mmseg')
 
 
 def test_import_stays_light():
@@ -168,6 +178,26 @@ def test_plain_make_lists_the_targets():
     out = subprocess.run(['make', '-s'], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for target in ('demo', 'test', 'lint', 'docs', 'install', 'clean'):
         assert f'make {target} ' in out
+
+
+@pytest.mark.parametrize(
+    ('asked', 'there', 'chosen'),
+    [
+        ([], '', '.venv'),
+        (['STACK=openmmlab'], '', '.venv'),
+        (['STACK=onedl'], '', '.venv-onedl'),
+        (['STACK=onedl'], 'mmengine-0.10.7.dist-info', '.venv-onedl'),
+        (['STACK=onedl'], 'onedl_mmengine-0.10.12.dist-info', '.venv'),  # where there is only Python 3.12
+        (['STACK=onedl', 'VENV=mine'], '', 'mine'),
+    ],
+)
+def test_each_stack_has_a_venv_of_its_own(tmp_path, asked, there, chosen):
+    shutil.copy(ROOT / 'Makefile', tmp_path)
+    (tmp_path / '.venv/lib/python3.11/site-packages' / there).mkdir(parents=True)
+    env = {name: value for name, value in os.environ.items() if name not in ('STACK', 'VENV') and 'MAKE' not in name}
+    command = ['make', '--eval', 'show: ; @echo $(VENV) $(PY)', 'show', *asked]
+    out = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout
+    assert out.split() == [chosen, f'{chosen}/bin/python']
 
 
 class Machine:

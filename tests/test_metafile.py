@@ -113,7 +113,10 @@ def published(library):
             results = model.get('Results') or []
             for result in [results] if isinstance(results, dict) else results:  # mmseg has but one
                 name = f'{library}::{model["Config"].removeprefix("configs/")}'
-                found.setdefault(name, []).append((model.get('Weights'), result.get('Metrics', {})))
+                weights = str(model.get('Weights')).replace(
+                    'https://mmassets.onedl.ai/', 'https://download.openmmlab.com/'
+                )
+                found.setdefault(name, []).append((weights, result.get('Metrics', {})))
     assert found, f'{library} is installed without its metafiles'
     return found
 
