@@ -129,7 +129,9 @@ build_mmcv() { # with the ops that mmdet imports
     jobs=${MAX_JOBS:-$(getconf _NPROCESSORS_ONLN)}
     # With a GPU but no nvcc mmcv's setup.py stops; the CPU ops then do, and the networks still run on the GPU.
     if [ -z "${CUDA_HOME:-}" ] && ! command -v nvcc >/dev/null; then export CUDA_VISIBLE_DEVICES=; fi
-    export CFLAGS="${CFLAGS:-} -g0" CXXFLAGS="${CXXFLAGS:-} -g0" # Python's own flags ask for -g: twice the time
+    local flags # Python's own, without the debug information they ask for, which takes half of the time
+    flags="$("$PY" -c 'import sysconfig; print(sysconfig.get_config_var("CFLAGS"))') -g0"
+    export CFLAGS="$flags ${CFLAGS:-}" CXXFLAGS="$flags ${CXXFLAGS:-}"
     MMCV_WITH_OPS=1 MAX_JOBS=$jobs PATH=$(cd "$VENV/bin" && pwd):$PATH install -v --no-build-isolation "$(grep -E '^(onedl-)?mmcv==' "$PINS")"
 }
 
