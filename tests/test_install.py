@@ -284,8 +284,8 @@ def machine(tmp_path):
     ],
 )
 def test_choice_of_python(machine, pythons, env, chosen):
-    for name, version in pythons.items():
-        machine.python(name, version)
+    for name, number in pythons.items():
+        machine.python(name, number)
     assert f'ran {chosen} -m venv' in machine.setup(**env).stderr
 
 
