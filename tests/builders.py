@@ -1,8 +1,6 @@
 """Tiny models, batches and distillers for the tests."""
 
 import copy
-import os
-import time
 
 import torch
 from mmdet.structures import DetDataSample
@@ -154,16 +152,6 @@ def raw_seg_batch(n: int = 2, size: int = 64, classes: int = 4) -> dict:
         sample.gt_sem_seg = PixelData(data=labels)
         samples.append(sample)
     return dict(inputs=images, data_samples=samples)
-
-
-def leave_rank() -> None:
-    """End a rank's process.
-
-    Not by ``destroy_process_group``: PyTorch 2.1 then joins gloo's thread with the GIL held, which that thread may need
-    to free its last tensor, and both wait forever.
-    """
-    time.sleep(1)  # the others may still be reading what this one has sent
-    os._exit(0)
 
 
 def distiller(kind: str = 'SoKDDistiller', **kwargs):

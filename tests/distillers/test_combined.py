@@ -2,14 +2,11 @@
 
 import itertools
 import logging
-import os
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from mmengine.dataset import pseudo_collate
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
@@ -20,7 +17,6 @@ from mmsokd.hooks import PolicySearchHook, TSTHook
 from mmsokd.registry import MODELS
 from tests.builders import (
     distiller,
-    leave_rank,
     losses_of,
     raw_batch,
     raw_cls_batch,
@@ -32,6 +28,7 @@ from tests.builders import (
 from tests.builders_training import COUNT, Pictures, differences, network, runner
 from tests.distillers.test_sftn import small
 from tests.hooks.test_resume import straight_and_cut
+from tests.two_ranks import assert_same, on_two_ranks
 
 METHODS = ('sftn', 'tst', 'sokd', 'skd', 'ssr')
 SUBSETS = [subset for n in range(len(METHODS) + 1) for subset in itertools.combinations(METHODS, n)]
@@ -210,13 +207,8 @@ def test_a_cut_run_is_the_whole_one(tmp_path, monkeypatch, teacher):
 
 
 def worker(rank, folder, teacher):
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank))
-    dist.init_process_group('gloo', f'file://{folder}/store', rank=rank, world_size=2)
     for kwargs in (dict(), dict(areas=None, **AT)):  # refined beside the teacher's forward, and in place
         train(rank, build(METHODS, teacher, **kwargs))
-    (folder / f'{rank}').touch()
-    leave_rank()
 
 
 def train(rank, model):
@@ -252,15 +244,10 @@ def train(rank, model):
     assert chi.any()
     assert (policy.magnitude - 0.5).abs().max() > 0
     parts = (*model.parameters(), policy.alpha, policy.beta, policy.magnitude, chi)
-    mine = torch.cat([part.detach().flatten() for part in parts])
-    first = mine.clone()
-    dist.broadcast(first, 0)
-    assert torch.equal(mine, first)
+    assert_same(torch.cat([part.detach().flatten() for part in parts]))
 
 
 @pytest.mark.slow
 def test_ranks_stay_together(tmp_path, teacher):
     assert COUNT % 2 == 0
-    mp.spawn(worker, args=(tmp_path, teacher), nprocs=2)
-    assert (tmp_path / '0').exists()
-    assert (tmp_path / '1').exists()
+    on_two_ranks(worker, tmp_path, teacher)

@@ -1,24 +1,19 @@
 """Two processes under the stock MMDistributedDataParallel, without find_unused_parameters."""
 
-import os
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 
 from mmsokd.augment import FeatureAugmentationNeck
 from mmsokd.hooks import PolicySearchHook
-from tests.builders import distiller, leave_rank, raw_batch
+from tests.builders import distiller, raw_batch
+from tests.two_ranks import assert_same, on_two_ranks
 
 
 def worker(rank, folder):
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank))
-    dist.init_process_group('gloo', f'file://{folder}/store', rank=rank, world_size=2)
     at = dict(type='mmsokd.FeatureAugmentationNeck', at='backbone.layer3')
     off = dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='neck', loss_weight=[(0.0, 0.0), (0.5, 1.0)]))
     shared = dict(type='mmsokd.FeatureAugmentationNeck', shared_draws=True)
@@ -35,7 +30,6 @@ def worker(rank, folder):
     torch.manual_seed(rank)  # as MMEngine's diff_rank_seed does
     neck = FeatureAugmentationNeck(shared_draws=True)
     (folder / f'shared_{rank}').write_text('; '.join(str(neck.sample(1)) for _ in range(3)))
-    leave_rank()
 
 
 def train(rank, kwargs, mode='fused', accumulate=1):
@@ -54,15 +48,13 @@ def train(rank, kwargs, mode='fused', accumulate=1):
         hook.before_train_iter(runner, i, batch)
         hook.after_train_iter(runner, i, batch, wrapped.train_step(batch, optim_wrapper))
     policy = model.refine.necks['shared'].policy
-    mine = torch.cat([p.detach().flatten() for p in (*model.parameters(), policy.alpha, policy.beta, policy.magnitude)])
-    first = mine.clone()
-    dist.broadcast(first, 0)
-    assert torch.equal(mine, first), (kwargs, mode)
+    tensors = (*model.parameters(), policy.alpha, policy.beta, policy.magnitude)
+    assert_same(torch.cat([tensor.detach().flatten() for tensor in tensors]), kwargs, mode)
     return policy
 
 
 @pytest.mark.slow
 def test_ranks_stay_together_and_draw_apart(tmp_path):
-    mp.spawn(worker, args=(tmp_path,), nprocs=2)
+    on_two_ranks(worker, tmp_path)
     assert (tmp_path / '0').read_text() != (tmp_path / '1').read_text()
     assert (tmp_path / 'shared_0').read_text() == (tmp_path / 'shared_1').read_text()

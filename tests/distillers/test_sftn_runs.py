@@ -1,23 +1,21 @@
 """SFTN as it is run: two processes, the libraries' own train.py, resuming, and the teacher that comes of it."""
 
-import os
 import re
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
-from tests.builders import classifier, leave_rank, raw_batch, raw_cls_batch, raw_seg_batch, retinanet, segmentor
+from tests.builders import classifier, raw_batch, raw_cls_batch, raw_seg_batch, retinanet, segmentor
 from tests.distillers.test_sftn import DET, FC, SEG, STAGES, small, trainer
 from tests.hooks.test_training import config, make_pictures, train
 from tests.test_own_train_scripts import classification, run, segmentation
 from tests.test_tools import TOOLS, succeed
+from tests.two_ranks import assert_same, on_two_ranks
 
 HOOKS = [dict(type='mmsokd.GuardHook'), dict(type='mmsokd.StudentCheckpointHook')]
 
@@ -45,9 +43,6 @@ def test_a_run_that_was_cut_resumes_exactly(data, tmp_path):
 
 
 def worker(rank, folder):
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank))
-    dist.init_process_group('gloo', f'file://{folder}/store', rank=rank, world_size=2)
     models = [
         (lambda: small(), lambda i: raw_cls_batch(4, 32, seed=i)),
         (lambda: small(share_head=True, detach_teacher=True), lambda i: raw_cls_batch(4, 32, seed=i)),
@@ -63,18 +58,12 @@ def worker(rank, folder):
             wrapped.train_step(make(10 * rank + i), optim_wrapper)
         mine = torch.cat([p.detach().flatten() for p in model.parameters()])
         assert not torch.equal(mine, start)
-        first = mine.clone()
-        dist.broadcast(first, 0)
-        assert torch.equal(mine, first)
-    (folder / f'{rank}').touch()
-    leave_rank()
+        assert_same(mine)
 
 
 @pytest.mark.slow
 def test_ranks_stay_together(tmp_path):
-    mp.spawn(worker, args=(tmp_path,), nprocs=2)
-    assert (tmp_path / '0').exists()
-    assert (tmp_path / '1').exists()
+    on_two_ranks(worker, tmp_path)
 
 
 LIBRARIES = {

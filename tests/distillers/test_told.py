@@ -4,8 +4,6 @@ import copy
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from mmengine.logging import MessageHub
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper, build_optim_wrapper
@@ -14,7 +12,8 @@ from torch import nn
 from mmsokd.export import export_student
 from mmsokd.losses import LossResult, TermLoss
 from mmsokd.registry import MODELS
-from tests.builders import classifier, distiller, leave_rank, losses_of, raw_batch, raw_cls_batch, retinanet, step
+from tests.builders import classifier, distiller, losses_of, raw_batch, raw_cls_batch, retinanet, step
+from tests.two_ranks import assert_same, on_two_ranks
 
 STAGES = [f'backbone.layer{i}' for i in (1, 2, 3, 4)]
 SKD = dict(type='mmsokd.StudentFriendlyKDLoss', tap='head.fc', embed_dims=8)
@@ -145,8 +144,6 @@ def test_resume_continues_exactly():
 
 
 def worker(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', f'file://{folder}/store', rank=rank, world_size=2)
     rests = dict(loss_skd=dict(SKD, loss_weight=[(0.0, 0.0), (0.5, 1.0)]), loss_ssr=SSR)
     detector = dict(type='mmsokd.StudentFriendlyKDLoss', tap='bbox_head.retina_cls', num_classes=3, embed_dims=8)
     for kwargs in (dict(terms=BOTH), dict(terms=rests), None):
@@ -161,19 +158,12 @@ def worker(rank, folder):
         wrapper = OptimWrapper(torch.optim.SGD(wrapped.parameters(), lr=0.01))
         for batch in batches:
             wrapped.train_step(batch, wrapper)
-        mine = torch.cat([p.detach().flatten() for p in model.parameters()])
-        first = mine.clone()
-        dist.broadcast(first, 0)
-        assert torch.equal(mine, first), kwargs
-    (folder / f'{rank}').touch()
-    leave_rank()
+        assert_same(torch.cat([p.detach().flatten() for p in model.parameters()]), kwargs)
 
 
 @pytest.mark.slow
 def test_ranks_stay_together(tmp_path):
-    mp.spawn(worker, args=(tmp_path,), nprocs=2)
-    assert (tmp_path / '0').exists()
-    assert (tmp_path / '1').exists()
+    on_two_ranks(worker, tmp_path)
 
 
 # ---- what the log shows ---------------------------------------------------------------------------------------------

@@ -1,21 +1,20 @@
 """TST in two processes under the stock MMDistributedDataParallel: one augmenter, apart in data and draws."""
 
 import logging
-import os
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from mmengine.dataset import pseudo_collate
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from torch.utils.data import DataLoader
 
 from mmsokd.hooks import TSTHook
-from tests.builders import distiller, leave_rank, raw_batch
+from tests.builders import distiller, raw_batch
+from tests.two_ranks import assert_same, on_two_ranks
 
 COUNT = 7  # of which one rank gets a picture that the other has too
 
@@ -26,9 +25,6 @@ def pictures():
 
 
 def worker(rank, folder):
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank))
-    dist.init_process_group('gloo', f'file://{folder}/store', rank=rank, world_size=2)
     torch.manual_seed(0)
     plug_ins = dict(
         refine=dict(type='mmsokd.FeatureAugmentationNeck'), areas=dict(type='mmsokd.DistinctiveAreaDetector')
@@ -79,17 +75,13 @@ def worker(rank, folder):
         if i == 1:
             (folder / f'seen_{rank}').write_text(' '.join(map(str, seen)))
         wrapped.train_step(raw_batch(seed=10 * rank + i), optim_wrapper)
-    mine = torch.cat([p.detach().flatten() for p in (*model.parameters(), *model.augmenter.tensors().values())])
-    first = mine.clone()
-    dist.broadcast(first, 0)
-    assert torch.equal(mine, first)
+    assert_same(torch.cat([p.detach().flatten() for p in (*model.parameters(), *model.augmenter.tensors().values())]))
     (folder / f'draw_{rank}').write_text('; '.join(str(model.augmenter.sample(2)) for _ in range(3)))
-    leave_rank()
 
 
 @pytest.mark.slow
 def test_ranks_stay_together_and_search_apart(tmp_path):
-    mp.spawn(worker, args=(tmp_path,), nprocs=2)
+    on_two_ranks(worker, tmp_path)
     seen = [(tmp_path / f'seen_{rank}').read_text().split() for rank in range(2)]
     for one_pass in (slice(4), slice(4, 8)):
         parts = [ids[one_pass] for ids in seen]

@@ -5,14 +5,12 @@ import math
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from mmdet.structures import DetDataSample
 from mmpretrain.structures import DataSample
 
 from mmsokd.registry import MODELS
-from tests.builders import leave_rank
 from tests.reference import crd as reference
+from tests.two_ranks import on_two_ranks
 
 
 def crd(num_samples=20, **kwargs):
@@ -204,18 +202,15 @@ SHARES = [0, 1, 2], [1, 3, 3]  # pictures of both ranks; two of them come twice
 
 
 def worker(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', f'file://{folder}/store', rank=rank, world_size=2)
     loss = crd()  # of one seed, as DDP makes it
     torch.manual_seed(rank)
     value = loss(S + rank, T - rank, samples=samples(SHARES[rank]))
     torch.save(dict(loss.state_dict(), value=value.detach()), folder / f'{rank}.pth')
-    leave_rank()
 
 
 @pytest.mark.slow
 def test_ranks_keep_one_bank(tmp_path):
-    mp.spawn(worker, args=(tmp_path,), nprocs=2)
+    on_two_ranks(worker, tmp_path)
     first, second = (torch.load(tmp_path / f'{rank}.pth') for rank in range(2))
     assert first.pop('value') != second.pop('value')
     assert all(torch.equal(first[name], second[name]) for name in first)

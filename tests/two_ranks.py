@@ -1,0 +1,46 @@
+"""Two processes of one machine that train together (gloo)."""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+# what a rank would spend its first ten seconds on: its processes are forked from one that has done it
+multiprocessing.set_forkserver_preload(['mmdet.apis', 'mmseg.apis', 'mmpretrain.apis', 'mmsokd', 'tests.builders'])
+
+
+def on_two_ranks(worker: Callable, folder: Path, *args) -> None:
+    """Runs ``worker(rank, folder, *args)`` on both, which leave their results in ``folder``; an error is raised here."""
+    mp.start_processes(_rank, (worker, folder, *args), nprocs=2, start_method='forkserver')
+    assert {path.name for path in folder.glob('ended_*')} == {'ended_0', 'ended_1'}
+
+
+def _rank(rank: int, worker: Callable, folder: Path, *args) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank))
+    dist.init_process_group('gloo', f'file://{folder}/store', rank=rank, world_size=2)
+    worker(rank, folder, *args)
+    (folder / f'ended_{rank}').touch()
+    leave_rank()
+
+
+def leave_rank() -> None:
+    """End a rank's process.
+
+    Not by ``destroy_process_group``: PyTorch 2.1 then joins gloo's thread with the GIL held, which that thread may need
+    to free its last tensor, and both wait forever.
+    """
+    time.sleep(1)  # the others may still be reading what this one has sent
+    os._exit(0)
+
+
+def assert_same(tensor: torch.Tensor, *why) -> None:
+    """Both ranks hold the same bits."""
+    first = tensor.clone()
+    dist.broadcast(first, 0)
+    assert torch.equal(tensor, first), why
