@@ -1,12 +1,17 @@
 """Seeds, the clock, and one thread: the models are too small for two."""
 
+import functools
+
 import pytest
 import torch
 from hypothesis import settings
+from mmengine.config import utils
 from mmengine.logging import MessageHub
 
 settings.register_profile('quick', deadline=None, print_blob=True, max_examples=25, derandomize=True)
 settings.load_profile('quick')
+
+utils.load = functools.cache(utils.load)  # MMEngine reads all metafiles of a library anew for each `library::` config
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ multiprocessing.set_forkserver_preload(['mmdet.apis', 'mmseg.apis', 'mmpretrain.
 
 
 def on_two_ranks(worker: Callable, folder: Path, *args) -> None:
-    """Runs ``worker(rank, folder, *args)`` on both, which leave their results in ``folder``; an error is raised here."""
+    """Runs ``worker(rank, folder, *args)`` on both, which leave their results in ``folder``; an error is raised."""
     mp.start_processes(_rank, (worker, folder, *args), nprocs=2, start_method='forkserver')
     assert {path.name for path in folder.glob('ended_*')} == {'ended_0', 'ended_1'}
 
