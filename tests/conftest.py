@@ -1,6 +1,7 @@
 """Seeds, the clock, and one thread: the models are too small for two."""
 
 import functools
+import multiprocessing
 
 import pytest
 import torch
@@ -10,6 +11,12 @@ from mmengine.logging import MessageHub
 
 settings.register_profile('quick', deadline=None, print_blob=True, max_examples=25, derandomize=True)
 settings.load_profile('quick')
+
+# What a process of its own would spend its first ten seconds on: tests fork theirs from one that has done it.
+_apis = ['mmdet.apis', 'mmseg.apis', 'mmpretrain.apis', 'mmsokd']
+_late = ['matplotlib.pyplot', 'torchvision', 'mmcv.ops', 'mmpretrain.datasets']  # what a Runner imports on its way
+_tests = ['builders', 'builders_checkpoint', 'builders_training', 'killing']
+multiprocessing.set_forkserver_preload([*_apis, *_late, *(f'tests.{name}' for name in _tests)])
 
 utils.load = functools.cache(utils.load)  # MMEngine reads all metafiles of a library anew for each `library::` config
 

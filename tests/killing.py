@@ -16,8 +16,6 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from mmsokd.checkpoint import load_checkpoint
 
 context = multiprocessing.get_context('forkserver')
-_LATE = ['matplotlib.pyplot', 'torchvision', 'mmcv.ops', 'mmpretrain.datasets']  # what a Runner imports on its way
-context.set_forkserver_preload([*_LATE, 'tests.builders_checkpoint', 'tests.builders_training', __name__])
 
 
 class Report(Hook):

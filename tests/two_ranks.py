@@ -1,6 +1,5 @@
 """Two processes of one machine that train together (gloo)."""
 
-import multiprocessing
 import os
 import time
 from collections.abc import Callable
@@ -9,9 +8,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-
-# what a rank would spend its first ten seconds on: its processes are forked from one that has done it
-multiprocessing.set_forkserver_preload(['mmdet.apis', 'mmseg.apis', 'mmpretrain.apis', 'mmsokd', 'tests.builders'])
 
 
 def on_two_ranks(worker: Callable, folder: Path, *args) -> None:
