@@ -36,7 +36,8 @@ from torch.utils.data import DataLoader
 
 from mmsokd import hooks
 from mmsokd.areas import DistinctiveAreaDetector
-from mmsokd.augment import FeatureAugmentationNeck
+from mmsokd.augment import FeatureAugmentationNeck, ImageAugmenter
+from mmsokd.distillers import SFTNTeacherTrainer
 from mmsokd.registry import MODELS
 from tests.builders import gfl, raw_batch, raw_cls_batch, raw_seg_batch, use_scope
 from tests.distillers.test_host_table import ROWS, TASKS
@@ -114,9 +115,19 @@ def base(i: int, folder: Path) -> Base:
         term['teacher'] = 'one'
     else:
         cfg['teacher'] = teacher
+    if i % 5 == 2:
+        cfg.update(type='mmsokd.TSTDistiller', share=0.5, augmenter=part(ImageAugmenter))
     if i % 6 == 5:
         cfg['terms']['loss_second'] = dict(type='mmsokd.ATLoss', p=2.0, tap='backbone.layer1', refine=False)
     return Base(task, host, cfg)
+
+
+def sftn(task: str, **kl: Any) -> Base:
+    """A teacher's training, which knows no terms."""
+    models = {side: model_config(task, False, side) for side in ('teacher', 'student')}
+    cfg = part(SFTNTeacherTrainer, teacher=dict(cfg=models['teacher'], checkpoint=None), student=models['student'])
+    cfg.update(stages=['backbone.layer1', 'backbone.layer2'], probe_size=64, kl=kl)
+    return Base(task, 'SFTN', cfg)
 
 
 HOOKS = (
@@ -126,6 +137,9 @@ HOOKS = (
     part(hooks.DAMHook, draw_interval=1, num_images=1, log_interval=1),
     part(hooks.StudentCheckpointHook),
     part(hooks.GuardHook),
+    part(hooks.SeedHook),
+    dict(type='mmsokd.AtomicCheckpointHook', interval=1, by_epoch=True, max_keep_ckpts=2, save_optimizer=True),
+    part(hooks.TSTHook, epochs=[0], max_batches=1),
 )
 
 
@@ -134,7 +148,13 @@ def all_bases(folder: Path) -> list[Base]:
     for task, is_ld in dict.fromkeys((task, host == 'LD') for task, host in ROWS):
         state = pooled(task, is_ld, 'teacher').state_dict()
         torch.save(dict(state_dict=state), folder / f'{task}-{is_ld}.pth')
-    return [base(i, folder) for i in range(len(ROWS))] + [Base('Detection', None, hook) for hook in HOOKS]
+    distillers = [base(i, folder) for i in range(len(ROWS))]
+    teachers = [
+        sftn('Classification', tap='head.fc', tau=2.0, loss_weight=1.0),
+        sftn('Segmentation', tap='decode_head.conv_seg', activation='softmax'),
+        sftn('Detection', tap='bbox_head.retina_cls', activation='sigmoid'),
+    ]
+    return distillers + teachers + [Base('Detection', None, hook) for hook in HOOKS]
 
 
 def model_config(task: str, is_ld: bool, side: str) -> dict:
@@ -370,8 +390,9 @@ NUMBERS = count()
 
 @lru_cache(None)
 def sokd_detector() -> nn.Module:
-    cfg = dict(type='mmsokd.SoKDDistiller', terms=dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='neck')))
+    cfg = dict(type='mmsokd.TSTDistiller', terms=dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='neck')))
     cfg.update(student=POOL, teacher=POOL, probe_size=64)
+    cfg.update(refine=dict(type='mmsokd.FeatureAugmentationNeck'), areas=dict(type='mmsokd.DistinctiveAreaDetector'))
     return MODELS.build(filled(cfg, Base('Detection', 'FitNet', {})))
 
 
@@ -481,7 +502,7 @@ def test_each_is_told_or_trains(bases):
         hosts.add(mutation.base.host)
     print({f'{kind}, {found}': n for (kind, found), n in sorted(counts.items())})
     assert not faults, '\n'.join(faults)
-    assert hosts == {host for _, host in ROWS} | {None}
+    assert hosts == {host for _, host in ROWS} | {'SFTN', None}
     assert sum(n for (_, found), n in counts.items() if found == 'refused') > COUNT // 2
     assert sum(n for (_, found), n in counts.items() if found == 'trains') > COUNT // 10
 

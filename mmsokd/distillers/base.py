@@ -15,6 +15,7 @@ from mmsokd.checks import check_bool, check_integer, check_keys, telling
 from mmsokd.distillers.build import build_model
 from mmsokd.distillers.face import Face
 from mmsokd.distillers.plugins import Areas, Refiner, RefineStep
+from mmsokd.distillers.rehearsal import blank_samples
 from mmsokd.distillers.schedule import Clock
 from mmsokd.distillers.teacher import Teacher
 from mmsokd.distillers.term import STUDENT, Term, mean_stats
@@ -151,8 +152,9 @@ class Distiller(Face):
             self.areas = None
         if self.areas is not None:
             self.areas.connect(self.terms, self.keep_host)
+        samples = blank_samples(self.student, size)
         for term in self.terms.values():
-            term.rehearse()
+            term.rehearse(samples)
 
     @property
     def _at(self) -> str | None:

@@ -12,6 +12,7 @@ from mmsokd import losses
 from mmsokd.checks import check_bool, nearest, telling
 from mmsokd.distillers.adapting import INFERRED, RANKS, Fit, PerLevel, are_maps, is_pyramid, keeps_channels, shape_text
 from mmsokd.distillers.parts import build_part, part_class
+from mmsokd.distillers.rehearsal import noise
 from mmsokd.distillers.schedule import WeightSchedule
 from mmsokd.registry import MODELS
 from mmsokd.taps import FeatureSpec, Tap, as_map, find_module, in_eval, match_levels, parse_tap, paths_of
@@ -322,10 +323,12 @@ class Term(BaseModule):
         return losses.LossResult(total, mean_stats(self.stats, told))
 
     @torch.no_grad()
-    def rehearse(self) -> None:
+    def rehearse(self, samples: list | None) -> None:
         """Run once on noise of the shapes that the dry runs saw: what cannot run fails when the model is built.
 
-        A loss that looks at data samples is left out; its adapter is not.
+        Args:
+            samples: as the student's task has them; where they are not known, a loss that looks at them is left out,
+                its adapter is not.
 
         Raises:
             ValueError: the loss is no finite number.
@@ -334,11 +337,11 @@ class Term(BaseModule):
         with telling(self.key), in_eval(self), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
             device = next((p.device for p in self.parameters()), None)
-            sides = [[_noise(spec).to(device) for spec in side] for side in zip(*self.specs, strict=True)]
+            sides = [[noise(spec).to(device) for spec in side] for side in zip(*self.specs, strict=True)]
             adapted = self.adapt(*sides)
-            if self._asks('wants_samples'):
+            if samples is None and self._asks('wants_samples'):
                 return
-            value = self(adapted, sides[1])
+            value = self(adapted, sides[1], samples=samples)
             found = value.item() if value.numel() == 1 else f'the shape {tuple(value.shape)}'
             if not isinstance(found, float) or not math.isfinite(found):
                 raise ValueError(
@@ -355,13 +358,6 @@ def mean_stats(names: Sequence[str], told: Sequence[Mapping[str, Tensor]]) -> di
     """The mean of each of ``names`` over those of ``told`` that have it, where it is not NaN."""
     found = {name: [stats[name].detach() for stats in told if name in stats] for name in names}
     return {name: torch.stack(values).nanmean() for name, values in found.items() if values}
-
-
-def _noise(spec: FeatureSpec) -> Tensor:
-    """A feature as the dry run saw it, of two pictures."""
-    shape = (spec.channels, *spec.size) if len(spec.size) != 1 else (*spec.size, spec.channels)
-    feat = torch.randn(2, *shape)
-    return feat if spec.signed else feat.relu()
 
 
 @losses.in_fp32

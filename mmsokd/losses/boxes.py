@@ -76,10 +76,10 @@ def _boxes_of(sample: object) -> Tensor:
     boxes = getattr(getattr(sample, 'gt_instances', None), 'bboxes', None)
     boxes = getattr(boxes, 'tensor', boxes)
     if not isinstance(boxes, Tensor) or boxes.shape[-1] != 4:
-        found = tuple(boxes.shape) if isinstance(boxes, Tensor) else boxes
+        found = tuple(boxes.shape) if isinstance(boxes, Tensor) else sorted(sample.keys()) if sample else 'none'
         raise ValueError(
-            f"expected a detector's data samples with gt_instances.bboxes (n, 4), found {found!r} in "
-            f'{type(sample).__name__}; this loss needs ground-truth boxes'
+            f"expected a detector's data samples with gt_instances.bboxes (n, 4), found {found}; this loss needs "
+            'ground-truth boxes'
         )
     return boxes
 

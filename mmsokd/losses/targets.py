@@ -67,9 +67,9 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 def _read(samples: Sequence[Any] | None, field: str, what: str) -> list[Any]:
     found = [sample.get(field) for sample in samples or []]
     if not found or any(value is None for value in found):
-        kind = f'{type(samples[0]).__name__} with {sorted(samples[0].keys())}' if samples else 'none'
+        found = sorted(samples[0].keys()) if samples else 'none'
         raise ValueError(
-            f'expected {field!r} in each data sample for {what}, found {kind}; without a true class for each '
+            f'expected {field!r} in each data sample for {what}, found {found}; without a true class for each '
             'prediction, as in detection, take KDLoss'
         )
     return found

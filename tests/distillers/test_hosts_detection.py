@@ -102,9 +102,3 @@ def test_what_does_not_fit_is_told_when_the_model_is_built():
         distiller('Distiller', teacher=other, terms=dict(loss_host=LOGITS))
     with pytest.raises(ValueError, match=r"terms\.loss_host\.gama: expected one of .*nearest: \['gamma'\]"):
         distiller('Distiller', terms=host('FGDLoss', gama=1.0))
-
-
-def test_detectors_scores_have_no_class():
-    model = distiller('Distiller', terms=dict(loss_kd=dict(type='mmsokd.DKDLoss', tap='bbox_head.retina_cls')))
-    with pytest.raises(ValueError, match=r"expected 'gt_sem_seg' .*found DetDataSample .*as in detection, take KDLoss"):
-        losses_of(model)

@@ -1,0 +1,43 @@
+"""What a term is tried on when the model is built: noise for features, and blank annotations of the student's task."""
+
+import torch
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
+from torch import Tensor, nn
+
+from mmsokd.taps import FeatureSpec
+
+NUM = 2  # pictures
+
+
+def noise(spec: FeatureSpec) -> Tensor:
+    """A feature as the dry run saw it, of two pictures."""
+    shape = (spec.channels, *spec.size) if len(spec.size) != 1 else (*spec.size, spec.channels)
+    feat = torch.randn(NUM, *shape)
+    return feat if spec.signed else feat.relu()
+
+
+def blank_samples(model: nn.Module, size: int) -> list[BaseDataElement] | None:
+    """Data samples of two pictures that have what training this model needs, all of class 0.
+
+    What it needs is told by the library that its classes come from: mmdet's models get a box, mmseg's a class map,
+    mmpretrain's a class.
+
+    Args:
+        model: the student.
+        size: side of the pictures.
+
+    Returns: None for a model of another library, whose annotations nobody knows.
+    """
+    libraries = {cls.__module__.partition('.')[0] for cls in type(model).__mro__}
+    annotations = {}
+    if 'mmdet' in libraries:
+        boxes = torch.tensor([[0.0, 0.0, size / 2, size / 2]])
+        annotations['gt_instances'] = InstanceData(bboxes=boxes, labels=torch.tensor([0]))
+    if 'mmpretrain' in libraries:
+        annotations['gt_label'] = torch.tensor([0])
+    if 'mmseg' in libraries:
+        annotations['gt_sem_seg'] = PixelData(data=torch.zeros(1, size, size, dtype=torch.long))
+    if not annotations:
+        return None
+    meta = dict(batch_input_shape=(size, size), pad_shape=(size, size), img_shape=(size, size))
+    return [BaseDataElement(metainfo=dict(meta, sample_idx=i), **annotations) for i in range(NUM)]
