@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from mmengine.model import ModuleList
 from torch import Tensor, nn
 
-from mmsokd.checks import check_bool, check_integer, check_number, nearest, telling
+from mmsokd.checks import check_bool, check_integer, check_keys, check_number, telling
 from mmsokd.distillers.adapting import shape_text
 from mmsokd.distillers.build import build_model, load_weights
 from mmsokd.distillers.cutting import Cutter, Given, handing
@@ -99,9 +99,7 @@ class SFTNTeacherTrainer(Face):
         init_cfg: dict | None = None,
         **unknown: Any,
     ) -> None:
-        for name in unknown:
-            keys = list(inspect.signature(SFTNTeacherTrainer).parameters)[:-1]
-            raise ValueError(f'model.{name}: expected one of {keys}; nearest: {nearest(name, keys, n=1)}')
+        check_keys('model', unknown, list(inspect.signature(SFTNTeacherTrainer).parameters)[:-1])
         check_number('teacher_weight', teacher_weight)
         check_number('branch_weight', branch_weight)
         check_bool('detach_teacher', detach_teacher)
@@ -213,9 +211,7 @@ def _build_teacher(source: Any, data_preprocessor: dict | None) -> nn.Module:
 def _build_kl(cfg: Any) -> Term:
     if not isinstance(cfg, Mapping):
         raise ValueError(f"kl: expected a dict with 'tap', found {cfg!r}")
-    for name in cfg:
-        if name not in _KL_KEYS:
-            raise ValueError(f'kl.{name}: expected one of {list(_KL_KEYS)}; nearest: {nearest(name, _KL_KEYS, n=1)}')
+    check_keys('kl', cfg, _KL_KEYS)
     return Term('loss_kl', dict(_KL, type='mmsokd.KDLoss') | dict(cfg), [TEACHER], key='kl')
 
 

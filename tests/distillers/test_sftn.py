@@ -447,7 +447,7 @@ def test_a_plain_checkpoint_fills_the_teacher(tmp_path):
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
-        (dict(stage=STAGES), r"model\.stage: expected one of \['teacher', .*nearest: \['stages'\]"),
+        (dict(stage=STAGES), r"model\.stage: expected one of .*nearest: \['stages'\]"),
         (dict(stages='backbone.layer1'), r"^stages: expected a list of paths.*found 'backbone\.layer1'"),
         (dict(stages=[]), r'^stages: expected a list of paths.*found \[\]'),
         (dict(stages=['backbone.layer9']), r"^stages\[0\]\.teacher: .*found 'backbone\.layer9'; nearest: \['backbone"),
