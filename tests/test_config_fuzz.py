@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader
 from mmsokd import hooks
 from mmsokd.areas import DistinctiveAreaDetector
 from mmsokd.augment import FeatureAugmentationNeck, ImageAugmenter
+from mmsokd.checks import is_number
 from mmsokd.distillers import SFTNTeacherTrainer
 from mmsokd.registry import MODELS
 from tests.builders import gfl, raw_batch, raw_cls_batch, raw_seg_batch, use_scope
@@ -227,6 +228,7 @@ SYNONYMS = dict(
     tau=['temperature', 'T'],
     num_areas=['k', 'topk'],
 )
+FOREIGN = ('student', 'cfg', 'norm_cfg', 'act_cfg')
 TAP_KEYS = ('tap', 'student_tap', 'teacher_tap', 'at', 'student_at')
 TAPS = (
     *('backbone.layer9', 'bakbone.layer3', 'backbone.layer4', 'backbone.layer1', 'neck[9]', 'neck[-9]', 'neck[0]'),
@@ -303,7 +305,9 @@ def mutate(rng: random.Random, start: Base) -> Mutation:
     found = places(rng, start, cfg)
     special = [node for node in found if node[2][-1] in ('type', *TAP_KEYS)]  # few of so many keys
     parent, key, path = rng.choice(special if special and rng.random() < 0.3 else found)
-    kinds: dict[str, Any] = dict(wrong_value=other_value, dropped=dropped)
+    is_theirs = any(key in FOREIGN for key in path[:-1])  # a network of 2 ** 31 layers is not ours to refuse
+    values = tuple(value for value in ODD if not (is_theirs and is_number(value) and abs(value) > 1e4))
+    kinds: dict[str, Any] = dict(wrong_value=partial(other_value, values=values), dropped=dropped)
     if isinstance(parent, dict):
         kinds.update(renamed=renamed, doubled=doubled)
     if path[-1] in TAP_KEYS:
@@ -432,9 +436,6 @@ def fault(mutation: Mutation, found: Outcome) -> str | None:
     if not isinstance(found.error, REFUSALS):
         return f'is another class of error: {text}'
     return None if re.search(r'\bfound\b', str(found.error)) else f'does not say what was found: {text}'
-
-
-FOREIGN = ('student', 'cfg', 'norm_cfg', 'act_cfg')
 
 
 def is_foreign(mutation: Mutation) -> bool:

@@ -1,6 +1,5 @@
 """When things happen during a training."""
 
-from mmsokd.hooks.checkpoint import AtomicCheckpointHook
 from mmsokd.hooks.dam import DAMHook
 from mmsokd.hooks.guard import GuardHook
 from mmsokd.hooks.policy_search import PolicySearchHook
@@ -8,12 +7,4 @@ from mmsokd.hooks.seed import SeedHook
 from mmsokd.hooks.student_checkpoint import StudentCheckpointHook
 from mmsokd.hooks.tst import TSTHook
 
-__all__ = [
-    'AtomicCheckpointHook',
-    'DAMHook',
-    'GuardHook',
-    'PolicySearchHook',
-    'SeedHook',
-    'StudentCheckpointHook',
-    'TSTHook',
-]
+__all__ = ['DAMHook', 'GuardHook', 'PolicySearchHook', 'SeedHook', 'StudentCheckpointHook', 'TSTHook']
