@@ -138,7 +138,6 @@ HOOKS = (
     part(hooks.DAMHook, draw_interval=1, num_images=1, log_interval=1),
     part(hooks.StudentCheckpointHook),
     part(hooks.GuardHook),
-    part(hooks.SeedHook),
     dict(type='mmsokd.AtomicCheckpointHook', interval=1, by_epoch=True, max_keep_ckpts=2, save_optimizer=True),
     part(hooks.TSTHook, epochs=[0], max_batches=1),
 )
