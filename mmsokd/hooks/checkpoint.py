@@ -1,5 +1,6 @@
 """Checkpoints that survive a kill, or a full disk, at any moment."""
 
+import inspect
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
 from mmsokd.checkpoint import load_checkpoint, write_atomically
+from mmsokd.checks import check_keys
 from mmsokd.registry import HOOKS
 
 _BACKEND = 'mmsokd.atomic'
@@ -57,6 +59,7 @@ class AtomicCheckpointHook(CheckpointHook):
     The first one is read back, and what safe reading would refuse on resuming is told then.
 
     Raises:
+        ValueError: when the training begins: an argument that neither the hook nor ``Runner.save_checkpoint`` has.
         OSError: a file could not be written, for one since the disk is full; what was there before is left.
     """
 
@@ -64,6 +67,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         """Choose how files are written; remove what a killed run has left unfinished."""
+        own = [key for key in inspect.signature(CheckpointHook).parameters if key != 'kwargs']
+        check_keys('CheckpointHook', self.args, [*own, *inspect.signature(runner.save_checkpoint).parameters])
         super().before_train(runner)
         if self.backend_args is None and self.file_client_args is None and type(self.file_backend) is LocalBackend:
             self.backend_args = dict(backend=_BACKEND)

@@ -241,6 +241,14 @@ def test_own_subclass_and_other_backends_are_left_alone(tmp_path):
     assert hook.backend_args == dict(backend='local')
 
 
+def test_an_unknown_argument_is_told_before_the_training(tmp_path):
+    """MMEngine keeps it for its first checkpoint, and fails there."""
+    run = atomic(tmp_path, default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epochs=True)))
+    with pytest.raises(ValueError, match=r"^CheckpointHook\.by_epochs: expected one of .*nearest: \['by_epoch'\]"):
+        run.train()
+    assert run.iter == 0
+
+
 def test_registered_and_by_guard(tmp_path, monkeypatch):
     """As a type of a config, and by the hook that mmsokd's configs bring, under any train.py."""
     run = runner(tmp_path / 'a', default_hooks=dict(checkpoint=dict(type='mmsokd.AtomicCheckpointHook', interval=1)))
