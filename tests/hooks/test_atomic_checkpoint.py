@@ -5,6 +5,8 @@ import os
 import resource
 import signal
 import stat
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +23,10 @@ from mmsokd.hooks.checkpoint import AtomicCheckpointHook, make_saves_atomic
 from tests.builders_checkpoint import runner
 from tests.builders_training import differences, saved
 from tests.killing import Lives
+from tests.test_launch import config, environment
+from tests.test_own_train_scripts import make_classes
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def atomic(work_dir, **kwargs):
@@ -127,6 +133,39 @@ def test_full_disk_in_a_training(tmp_path):
     run = atomic(tmp_path, epochs=3, resume=True)
     run.train()
     assert names(tmp_path) == ['epoch_3.pth']
+
+
+@pytest.mark.slow
+def test_full_disk_of_a_real_file_system(tmp_path):
+    """tools/train.py on a tmpfs that has room for one checkpoint and a half; it is mounted for this run alone."""
+    room = 11 * 2**20
+    disk, left = tmp_path / 'disk', tmp_path / 'left'
+    disk.mkdir()
+    private = ['unshare', '--map-root-user', '--mount', 'sh', '-c']
+    mount = f'mount -t tmpfs -o size={room} tmpfs {disk}'
+    try:
+        tried = subprocess.run([*private, mount], stderr=subprocess.PIPE, text=True)
+    except FileNotFoundError:
+        pytest.skip('no unshare')
+    if tried.returncode:
+        pytest.skip(f'no mount of our own: {tried.stderr.strip()}')
+    cfg = config(make_classes(tmp_path / 'pictures'), disk / 'work', 4)
+    cfg.dump(tmp_path / 'sokd.py')
+    train = f'{sys.executable} tools/train.py {tmp_path}/sokd.py'
+    run = f'{mount} || exit; {train}; code=$?; cp -r {disk}/work {left}; exit $code'
+    env = environment(PYTHONPATH=str(ROOT))
+    done = subprocess.run(
+        [*private, run], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert done.returncode == 1, done.stdout[-3000:]
+    *_, last = done.stdout.splitlines()
+    file = disk / 'work' / 'epoch_2.pth'
+    assert last == f'OSError: [Errno 28] {file}: not written, nothing is left of it: No space left on device'
+    assert names(left) == ['epoch_1.pth']
+    size = (left / 'epoch_1.pth').stat().st_size
+    assert room / 2 < size < room
+    assert find_latest_checkpoint(str(left)) == str(disk / 'work' / 'epoch_1.pth')
+    assert load_checkpoint(left / 'epoch_1.pth')['meta']['epoch'] == 1
 
 
 def states(monkeypatch):
