@@ -324,7 +324,7 @@ def test_what_resuming_would_refuse_is_told_with_the_first_checkpoint(tmp_path, 
     run.train()
     assert not told
     run = atomic(tmp_path / 'odd')
-    run.message_hub.update_info('odd', Path('a'))
+    run.message_hub.update_info('odd', Path)
     monkeypatch.setattr(run.logger, 'warning', told.append)
     run.train()
     (message,) = told
