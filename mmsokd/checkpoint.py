@@ -5,6 +5,7 @@ import mmap
 import os
 import tarfile
 import zipfile
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -217,13 +218,15 @@ def _read_legacy(file: mmap.mmap, device: torch.device) -> Any:
 
 
 def _move(data: Any, device: torch.device, done: dict[int, Any]) -> Any:
-    """Tensors in dicts, lists and tuples to another device; what is there twice is moved once."""
+    """Tensors in dicts, lists, deques and tuples to another device; what is there twice is moved once."""
     if id(data) not in done:
         done[id(data)] = data  # a list may hold itself
         if isinstance(data, torch.Tensor):
             done[id(data)] = data.to(device)
         elif type(data) in (list, tuple):
             done[id(data)] = type(data)([_move(value, device, done) for value in data])
+        elif type(data) is deque:
+            done[id(data)] = deque([_move(value, device, done) for value in data], data.maxlen)
         elif isinstance(data, dict):
             for key, value in data.items():
                 data[key] = _move(value, device, done)

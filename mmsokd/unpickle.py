@@ -9,8 +9,11 @@ and its dtype flags, which may hide code or point into memory, have no effect he
 import _compat_pickle
 import pickle
 import re
-from collections import Counter, OrderedDict, defaultdict
+import sys
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Hashable
+from datetime import date, datetime, time, timedelta, timezone
+from pathlib import PosixPath, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -100,10 +103,21 @@ def _set_array(array: np.ndarray, state: tuple) -> None:
     array.__setstate__((1, shape, dtype, fortran is True, raw))
 
 
-def _bytes(text: str = '', codec: str = 'latin1') -> bytes:
-    """How pickle's second protocol spells bytes."""
-    _expect(isinstance(text, str) and codec == 'latin1', 'bytes without text')
-    return text.encode('latin1')
+def _buffered(raw: bytes | bytearray, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
+    """How pickle's fifth protocol spells an array."""
+    array = _array()
+    _set_array(array, (1, shape, dtype, order == 'F', bytes(raw) if type(raw) is bytearray else raw))
+    return array
+
+
+def _bytes(kind: type) -> Callable:
+    """A constructor of ``kind`` from bytes, or from text as pickle's second protocol spells them; from no number."""
+
+    def build(data: str | bytes = b'', codec: str = 'latin1') -> Any:
+        _expect(type(data) in (str, bytes) and codec in ('latin1', 'latin-1'), f'{kind.__name__} without text')
+        return kind(data.encode('latin1') if type(data) is str else data)
+
+    return build
 
 
 def _attribute(owner: Any, name: str) -> Any:
@@ -122,11 +136,10 @@ def _told(value: Any) -> str:
 
 
 def _keys_are_plain(*keys: Any) -> None:
-    """Numbers, text and tuples of them; the hash of anything nested may take forever."""
-    plain = (str, int, float, bool, bytes, type(None))
+    """Numbers, text, the like, and tuples of them; the hash of anything nested may take forever."""
     for key in keys:
         for part in key if type(key) is tuple else (key,):
-            _expect(type(part) in plain or isinstance(part, np.generic), f'a key of type {type(part).__name__}')
+            _expect(type(part) in _KEYS or isinstance(part, np.generic), f'a key of type {type(part).__name__}')
 
 
 def _mapping(kind: Callable) -> Callable:
@@ -151,8 +164,67 @@ def _collection(kind: type) -> Callable:
 
 
 def _default_dict(factory: Any = None) -> defaultdict:
-    _expect(factory in (None, dict, list, int, float), 'a defaultdict of something else than plain data')
+    if isinstance(factory, _Name):
+        factory = _FACTORIES.get(factory.full, factory)
+    _expect(factory is None or factory in _FACTORIES.values(), 'a defaultdict of something else than plain data')
     return defaultdict(factory)
+
+
+def _deque(items: Any = (), maxlen: int | None = None) -> deque:
+    _expect(items == () and (maxlen is None or type(maxlen) is int), 'a deque of something else than nothing')
+    return deque(maxlen=maxlen)
+
+
+def _size(sizes: tuple) -> torch.Size:
+    _expect(_is_shape(sizes), 'a torch.Size without a shape')
+    return torch.Size(sizes)
+
+
+def _device(kind: str, index: int | None = None) -> torch.device:
+    _expect(type(kind) is str and (index is None or type(index) is int), 'a device without a name')
+    return torch.device(kind) if index is None else torch.device(kind, index)
+
+
+def _complex(real: float, imag: float) -> complex:
+    _expect(type(real) is type(imag) is float, 'a complex number without two floats')
+    return complex(real, imag)
+
+
+def _integers(kind: type) -> Callable:
+    """A constructor of ``kind`` from integers of 64 bits and None; a division of larger ones may take forever."""
+
+    def build(*values: int | None) -> Any:
+        for value in values:
+            _expect(
+                value is None or (type(value) is int and -(2**63) <= value < 2**63),
+                f'a {kind.__name__} without integers',
+            )
+        return kind(*values)
+
+    return build
+
+
+def _moment(kind: type) -> Callable:
+    """A constructor of ``kind`` from what pickle has of it, bytes; ``replace`` looks whether there is such a moment."""
+
+    def build(raw: bytes, *zone: timezone) -> Any:
+        _expect(type(raw) is bytes and all(type(z) is timezone for z in zone), f'a {kind.__name__} without bytes')
+        return kind(raw, *zone).replace()
+
+    return build
+
+
+def _timezone(offset: timedelta, *name: str) -> timezone:
+    _expect(type(offset) is timedelta and all(type(text) is str for text in name), 'a timezone without an offset')
+    return timezone(offset, *name)
+
+
+def _path(kind: type) -> Callable:
+    def build(*parts: str) -> Any:
+        _expect(all(type(part) is str for part in parts), 'a path without text')
+        return kind(*parts)
+
+    return build
 
 
 def _set_history(history: HistoryBuffer, state: dict) -> None:
@@ -180,11 +252,26 @@ _CALLS: dict[str, Callable] = {
     'builtins.set': _collection(set),
     'builtins.frozenset': _collection(frozenset),
     'builtins.getattr': _attribute,
-    'builtins.bytes': _bytes,
-    '_codecs.encode': _bytes,
+    'builtins.bytes': _bytes(bytes),
+    'builtins.bytearray': _bytes(bytearray),
+    'builtins.complex': _complex,
+    'builtins.range': _integers(range),
+    'builtins.slice': _integers(slice),
+    'collections.deque': _deque,
+    'datetime.date': _moment(date),
+    'datetime.datetime': _moment(datetime),
+    'datetime.time': _moment(time),
+    'datetime.timedelta': _integers(timedelta),
+    'datetime.timezone': _timezone,
+    'pathlib.PosixPath': _path(PosixPath),
+    'pathlib.PurePosixPath': _path(PurePosixPath),
+    '_codecs.encode': _bytes(bytes),
     'numpy.dtype': _dtype,
+    'numpy.core.numeric._frombuffer': _buffered,
     'numpy.core.multiarray.scalar': _scalar,
     'numpy.core.multiarray._reconstruct': _array,
+    'torch.Size': _size,
+    'torch.device': _device,
     'torch._utils._rebuild_tensor': _tensor,
     'torch._utils._rebuild_tensor_v2': _tensor,
     'torch._utils._rebuild_parameter': _parameter,
@@ -204,17 +291,22 @@ _STORAGES = dict(
     ComplexDoubleStorage=torch.complex128,
     UntypedStorage=torch.uint8,
 )
+_FACTORIES = {  # of a defaultdict
+    f'{kind.__module__}.{kind.__name__}': kind
+    for kind in (dict, list, tuple, set, int, float, bool, str, OrderedDict, Counter, deque)
+}
+_KEYS = (
+    *(str, int, float, bool, bytes, complex, type(None), torch.dtype, torch.device),
+    *(date, datetime, time, timedelta, PosixPath, PurePosixPath),
+)
 _VALUES: dict[str, Any] = {
     'numpy.ndarray': np.ndarray,
-    'builtins.dict': dict,
-    'builtins.list': list,
-    'builtins.int': int,
-    'builtins.float': float,
+    **_FACTORIES,
     'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
     'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler': OneCycleParamScheduler,
     **{f'torch.{name}': dtype for name, dtype in _STORAGES.items()},
     'torch.storage.UntypedStorage': torch.uint8,
-    **{str(dtype): dtype for dtype in _STORAGES.values()},
+    **{str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)},
 }
 for _method in (HistoryBuffer.min, HistoryBuffer.max, HistoryBuffer.mean, HistoryBuffer.current):
     _VALUES[f'{_method.__module__}.{_method.__qualname__}'] = _method
@@ -222,7 +314,7 @@ for _method in (OneCycleParamScheduler._annealing_cos, OneCycleParamScheduler._a
     _VALUES[f'{_method.__module__}.{_method.__qualname__}'] = _method
 
 # What builds plain data, and refers to a name. Left out: classes with arguments of their own (INST, OBJ, NEWOBJ_EX),
-# copyreg's extensions, buffers from outside, and what reserves memory before it is read.
+# copyreg's extensions, and buffers from outside.
 _OPCODES = """
     PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINSTRING
     SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES EMPTY_LIST EMPTY_DICT EMPTY_TUPLE
@@ -262,8 +354,16 @@ class SafeUnpickler(pickle._Unpickler):
 
     def _spend(self, args: Any) -> None:
         _expect(type(args) in (tuple, dict), 'a call without arguments')
-        self._budget -= sum(len(x) for x in args if isinstance(x, (str, bytes, tuple, list, dict)))
+        self._pay(sum(len(x) for x in args if isinstance(x, (str, bytes, bytearray, tuple, list, dict))))
+
+    def _pay(self, price: int) -> None:
+        self._budget -= price
         _expect(self._budget >= 0, 'the same data copied many times')
+
+    def _append(self, value: Any) -> None:
+        """At a price, since a few bytes may ask for a set or a deque, which are large when they are empty."""
+        self._pay(sys.getsizeof(value) // 16)
+        self.append(value)
 
     def find_class(self, module: str, name: str) -> Any:
         """Look a name up; nothing is imported."""
@@ -271,7 +371,7 @@ class SafeUnpickler(pickle._Unpickler):
             module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
             module = _compat_pickle.IMPORT_MAPPING.get(module, module)
         full = f'{module}.{name}'
-        known = full.replace('numpy._core.', 'numpy.core.')
+        known = full.replace('numpy._core.', 'numpy.core.').replace('pathlib._local.', 'pathlib.')
         if known in _CALLS:
             return _Name(known)
         if known not in _VALUES:
@@ -283,7 +383,8 @@ class SafeUnpickler(pickle._Unpickler):
         kind, dtype, key, _location, numel, *view = pid
         if kind != 'storage' or self._storage is None or any(view):
             raise RefusedPickle(f'a {_told(kind)} beside the tensors')
-        _expect(isinstance(dtype, torch.dtype) and isinstance(key, str | int), 'a storage without a name')
+        _expect(isinstance(dtype, torch.dtype) and dtype in _STORAGES.values(), 'a storage without numbers')
+        _expect(isinstance(key, str | int), 'a storage without a name')
         _expect(type(numel) is int and numel >= 0, 'a storage without a size')
         return self._storage(dtype, key, numel)
 
@@ -294,7 +395,7 @@ class SafeUnpickler(pickle._Unpickler):
         if not isinstance(name, _Name):
             raise RefusedPickle(getattr(name, '__qualname__', type(name).__name__))
         self._spend(args)
-        self.append(_CALLS[name.full](*args))
+        self._append(_CALLS[name.full](*args))
 
     def load_newobj(self) -> None:
         """Of the classes, HistoryBuffer alone is made so."""
@@ -319,17 +420,41 @@ class SafeUnpickler(pickle._Unpickler):
                 return build(target, state)
         raise RefusedPickle(f'{type(target).__name__}.__setstate__')
 
+    def load_bytearray8(self) -> None:
+        """What is there, before any memory is reserved for it."""
+        size = int.from_bytes(self.read(8), 'little')
+        data = self.read(size)
+        _expect(len(data) == size, f'{size} bytes claimed, {len(data)} found')
+        self.append(bytearray(data))
+
+    def load_empty_set(self) -> None:
+        """At its price."""
+        self._append(set())
+
+    def load_frozenset(self) -> None:
+        """Of plain keys."""
+        items = self.pop_mark()
+        _keys_are_plain(*items)
+        self._append(frozenset(items))
+
+    def load_additems(self) -> None:
+        """To a set only."""
+        items = self.pop_mark()
+        _expect(type(self.stack[-1]) is set, f'items of a {type(self.stack[-1]).__name__}')
+        _keys_are_plain(*items)
+        self.stack[-1].update(items)
+
     def load_append(self) -> None:
-        """To a list only."""
+        """To a list or deque only."""
         item = self.stack.pop()
         self._extend([item])
 
     def load_appends(self) -> None:
-        """To a list only."""
+        """To a list or deque only."""
         self._extend(self.pop_mark())
 
     def _extend(self, items: list) -> None:
-        _expect(type(self.stack[-1]) is list, f'items of a {type(self.stack[-1]).__name__}')
+        _expect(type(self.stack[-1]) in (list, deque), f'items of a {type(self.stack[-1]).__name__}')
         self.stack[-1].extend(items)
 
     def load_setitem(self) -> None:
@@ -351,6 +476,10 @@ class SafeUnpickler(pickle._Unpickler):
         (pickle.REDUCE, load_reduce),
         (pickle.NEWOBJ, load_newobj),
         (pickle.BUILD, load_build),
+        (pickle.BYTEARRAY8, load_bytearray8),
+        (pickle.EMPTY_SET, load_empty_set),
+        (pickle.FROZENSET, load_frozenset),
+        (pickle.ADDITEMS, load_additems),
         (pickle.APPEND, load_append),
         (pickle.APPENDS, load_appends),
         (pickle.SETITEM, load_setitem),

@@ -96,9 +96,10 @@ def runner(
     search=0,
     hooks=(),
     validates=True,
+    kind=Runner,
     **kwargs,
 ) -> Runner:
-    """Three iterations an epoch, in either loop; ``search`` counts iterations."""
+    """Three iterations an epoch, in either loop; ``search`` counts iterations; ``kind`` is a class of MMEngine's."""
     sampler = 'DefaultSampler' if loop == 'epochs' else 'InfiniteSampler'
     loader = dict(
         dataset=Pictures(),
@@ -140,7 +141,7 @@ def runner(
         val = dict(loader, num_workers=0, persistent_workers=False, sampler=dict(type='DefaultSampler'))
         settings.update(val_dataloader=val, val_cfg=dict(), val_evaluator=Nothing())
     settings.update(kwargs)
-    return Runner(**settings, cfg=Config(dict(work_dir=str(work_dir))))
+    return kind(**settings, cfg=Config(dict(work_dir=str(work_dir))))
 
 
 def saved(folder) -> dict:

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import random
 import signal
+import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,13 +31,19 @@ class Report(Hook):
         self.pipe.send(runner.iter + 1)
 
 
-def _train(make: Callable[..., Runner], work_dir: Path, log: Path, pipe) -> None:
+def _train(make: Callable[..., Runner], work_dir: Path, log: Path, slow: bool, pipe) -> None:
     with log.open('w') as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     torch.set_num_threads(1)
     fsync = os.fsync
-    os.fsync = lambda file: (time.sleep(0.03), fsync(file))  # a slow disk, so that many are killed while they write
+
+    def fsync_slowly(file: int) -> None:
+        time.sleep(0.03 if stat.S_ISDIR(os.fstat(file).st_mode) else 0.12)
+        fsync(file)
+
+    if slow:
+        os.fsync = fsync_slowly
     run = make(work_dir, resume=True)
     run.register_hook(Report(pipe))
     run.train()
@@ -60,30 +67,38 @@ class Lives:
 
     def finish(self) -> None:
         """One to the training's end."""
-        process, pipe = self._begin()
+        process, pipe = self._begin(slow=False)
         self._listen(pipe)
         process.join()
         assert process.exitcode == 0, self.log.read_text()[-3000:]
 
-    def kill(self) -> bool:
+    def kill(self, aimed: bool = False) -> bool:
         """One that SIGKILL ends, within two intervals or so; whether a checkpoint was being written.
+
+        Args:
+            aimed: wait until one is.
 
         Raises:
             AssertionError: it could not be resumed, or what it leaves is torn, or older than one interval.
         """
-        process, pipe = self._begin()
+        process, pipe = self._begin(slow=True)
         self._listen(pipe, self.rng.randint(1, 2 * self.interval))
-        time.sleep(self.rng.uniform(0, self.pause))
+        while aimed and process.is_alive() and not self._is_writing():
+            time.sleep(0.002)
+        time.sleep(self.rng.uniform(0, 0.05 if aimed else self.pause))
         process.kill()
         process.join()
         self._listen(pipe)
         assert process.exitcode == -signal.SIGKILL, self.log.read_text()[-3000:]
         self._look()
+        return self._is_writing()
+
+    def _is_writing(self) -> bool:
         return any(self.work_dir.glob('*.part'))
 
-    def _begin(self) -> tuple:
+    def _begin(self, slow: bool) -> tuple:
         pipe, end = context.Pipe(duplex=False)
-        process = context.Process(target=_train, args=(self.make, self.work_dir, self.log, end))
+        process = context.Process(target=_train, args=(self.make, self.work_dir, self.log, slow, end))
         process.start()
         end.close()  # so that the pipe ends with the process
         return process, pipe

@@ -8,13 +8,15 @@ import io
 import os
 import pickle
 import runpy
+import struct
 import subprocess
 import sys
 import tarfile
 import zipfile
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict, deque
 from contextlib import nullcontext
-from pathlib import Path
+from datetime import date, datetime, time, timedelta, timezone
+from pathlib import Path, PosixPath, PurePosixPath
 from types import SimpleNamespace
 
 import numpy as np
@@ -164,6 +166,22 @@ def test_payload_is_not_run(tmp_path, kind, form):
     assert marker.exists()
 
 
+def text(what):
+    return b'\x8c' + bytes([len(what)]) + what.encode()
+
+
+def integer(value):
+    """Of up to 255 bytes."""
+    raw = value.to_bytes(value.bit_length() // 8 + 1, 'little', signed=True)
+    return b'\x8a' + bytes([len(raw)]) + raw
+
+
+def named(module, name, *args):
+    """A whole pickle that calls it; without ``args``, a part that names it."""
+    name = f'c{module}\n{name}\n'.encode()
+    return b'\x80\x04' + name + b'(' + b''.join(args) + b'tR.' if args else name
+
+
 RAW = {  # pickles that no pickler writes
     'INST': (b"(S'touch {marker}'\nios\nsystem\n.", 'unknown'),
     'OBJ': (b'(cos\nsystem\nX\x0c\x00\x00\x00touch marker' + b'o.', 'os.system'),
@@ -191,6 +209,46 @@ RAW = {  # pickles that no pickler writes
     'module beside tensors': (b'\x80\x02(X\x06\x00\x00\x00modulecos\nsystem\nNNNtQ.', 'os.system'),
     'dotted name': (b'\x80\x04\x8c\x02os\x8c\x0bpath.sys.os\x93.', 'os.path.sys.os'),
     'extension': (b'\x80\x02\x82\xf0.', 'unknown'),
+    'factory that calls': (named('collections', 'defaultdict', named('os', 'system')), 'os.system'),
+    'factory of another kind': (
+        named('collections', 'defaultdict', named('torch._utils', '_rebuild_parameter')),
+        'a defaultdict of',
+    ),
+    'bytearray of a number': (named('builtins', 'bytearray', integer(2**40)), 'bytearray without text'),
+    'bytearray that claims more': (b'\x80\x05\x96' + struct.pack('<Q', 2**40) + b'x.', 'bytes claimed'),
+    'range of large numbers': (
+        named('builtins', 'range', integer(0), integer(2**70), integer(3)),
+        'a range without integers',
+    ),
+    'slice of a list': (named('builtins', 'slice', b']'), 'a slice without integers'),
+    'size of text': (named('torch', 'Size', text('ab')), 'a torch.Size without'),
+    'huge size': (named('torch', 'Size', integer(2**60) + b'\x85'), 'a torch.Size without'),
+    'device of a number': (named('torch', 'device', integer(0)), 'a device without'),
+    'complex of text': (named('builtins', 'complex', text('1'), text('1')), 'a complex number without'),
+    'deque of a list': (named('collections', 'deque', b']'), 'a deque of'),
+    'path of a list': (named('pathlib', 'PosixPath', b']'), 'a path without'),
+    'path of another kind': (named('pathlib', 'Path', text('a')), 'pathlib.Path'),
+    'method of a path': (
+        b'\x80\x04' + text('pathlib') + text('PosixPath.unlink') + b'\x93.',
+        'pathlib.PosixPath.unlink',
+    ),
+    'day that there is not': (named('datetime', 'date', b'C\x04\x07\xe4\x02\x1e'), 'day'),
+    'moment of a number': (named('datetime', 'datetime', integer(1)), 'a datetime without'),
+    'timezone of a number': (named('datetime', 'timezone', integer(1)), 'a timezone without'),
+    'set of lists': (b'\x80\x04\x8f(]\x90.', 'a key of type list'),
+    'frozenset of lists': (b'\x80\x04(]\x91.', 'a key of type list'),
+    'items of a dict': (b'\x80\x04}(K\x01\x90.', 'items of a dict'),
+    'sets without end': (b'\x80\x04(' + b'\x8f' * 100_000 + b't.', 'many times'),
+    'deques without end': (
+        b'\x80\x04(' + text('collections') + text('deque') + b'\x93\x94' + b'h\x00)R' * 20_000 + b't.',
+        'many times',
+    ),
+    'arrays of one buffer': (
+        b'\x80\x05\x96' + struct.pack('<Q', 5000) + bytes(5000) + b'\x940'  # 0
+        b'cnumpy\ndtype\nX\x02\x00\x00\x00u1\x85R\x940cnumpy.core.numeric\n_frombuffer\n\x940'  # 1 and 2
+         + b'(' + b'h\x02(h\x00h\x01M\x88\x13\x85X\x01\x00\x00\x00CtR' * 1000 + b't.',
+        'many times',
+    ),
 }
 
 
@@ -284,6 +342,69 @@ def same(one, two, path=''):
         np.testing.assert_array_equal(one, two)
     else:
         assert one == two, path
+
+
+HARMLESS = {
+    'size': [torch.Size([2, 3]), torch.Size([])],
+    'device': [torch.device('cpu'), torch.device('cuda:1'), torch.device('cuda')],
+    'dtype': [dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)],
+    'deque': [deque(), deque([1, 'a']), deque(range(5), maxlen=3), deque([deque([torch.Size([1])])], maxlen=0)],
+    'mappings': [OrderedDict(a=OrderedDict()), Counter(), Counter('aab')],
+    'defaultdict': [
+        defaultdict(kind, {'a': kind()})
+        for kind in (dict, list, tuple, set, int, float, bool, str, OrderedDict, Counter, deque)
+    ],
+    'defaultdict of nothing': [defaultdict(None, a=1)],
+    'complex': [complex(1, -2), complex('inf')],
+    'sets': [set(), {1, 'a', (1, 2)}, frozenset(), frozenset([2.5, None]), {torch.float16, torch.device('cpu'), 1j}],
+    'large set': [set(range(5000)), {f'{i}' for i in range(3000)}, frozenset(range(3000))],
+    'paths': [PurePosixPath('/a/b'), PosixPath('a/../b'), PurePosixPath(), {PosixPath('/'): 1}],
+    'moments': [
+        datetime(2020, 1, 2, 3, 4, 5, 6),
+        datetime(2020, 10, 25, 2, fold=1),
+        datetime(2020, 1, 2, tzinfo=timezone.utc),
+        datetime(2020, 1, 2, tzinfo=timezone(timedelta(hours=-2), 'there')),
+        date(2024, 2, 29),
+        time(1, 2, 3),
+        time(1, tzinfo=timezone.utc),
+        timedelta(-1, 2, 3),
+    ],
+    'slices': [slice(None), slice(1, -2, 3), range(5), range(10, 0, -3), range(2**62)],
+    'bytes': [b'', b'a\xff', bytes(300), bytearray(), bytearray(b'a\xff'), bytearray(70_000)],
+    'arrays': [np.arange(6.0).reshape(2, 3), np.arange(6).reshape(2, 3).T, np.zeros((0, 2)), np.array(['ab', 'c'])],
+    'numbers': [np.float32(1.5), np.bool_(False), 2**5000, float('inf')],
+}
+
+
+@pytest.mark.parametrize('form', [2, 3, 4, 5, 'legacy'])
+@pytest.mark.parametrize('kind', HARMLESS)
+def test_harmless_types_are_read(tmp_path, kind, form):
+    path, values = tmp_path / 'a.pth', dict(meta=HARMLESS[kind], twice=HARMLESS[kind])
+    if form == 'legacy':
+        torch.save(values, path, _use_new_zipfile_serialization=False)
+    else:
+        torch.save(values, path, pickle_protocol=form)
+    loaded, expected = load_checkpoint(path), torch.load(path, weights_only=False)
+    same(loaded, values)
+    assert loaded['meta'] is loaded['twice']
+    for one, two in zip(loaded['meta'], expected['meta'], strict=True):
+        for name in ('maxlen', 'default_factory', 'tzinfo', 'fold'):
+            assert getattr(one, name, None) == getattr(two, name, None)
+        if isinstance(one, np.ndarray):
+            assert one.flags.writeable
+
+
+@pytest.mark.parametrize('name', ['pathlib', 'pathlib._local'])
+def test_a_path_of_any_python(tmp_path, good, name):
+    """Python 3.13 names another module."""
+    content = named(name, 'PosixPath', text('/'), text('a'))
+    assert load_checkpoint(with_pickle(good, tmp_path / 'a.pth', content)) == PosixPath('/a')
+
+
+def test_a_storage_of_what_is_no_number(tmp_path, good):
+    """Though torch has the dtype."""
+    pid = b'(' + text('storage') + b'ctorch\nquint8\n' + text('0') + text('cpu') + b'K\x00tQ.'
+    refuse(with_pickle(good, tmp_path / 'a.pth', b'\x80\x04' + pid), 'a storage without numbers')
 
 
 @pytest.fixture(scope='module')

@@ -148,6 +148,22 @@ def test_gradient_reaches_what_was_drawn():
             assert {names[i] for i in gradient.nonzero().flatten()} == set(learnable)
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize('together', [False, True])
+def test_on_a_gpu_as_on_the_cpu(together):
+    """In float32, to 1e-5; the scalars and their gradients stay on the host."""
+    x, draw, found = torch.rand(2, 3, 16, 16), replace(draw_of(*IMAGE_OPS), uniforms=torch.linspace(0.3, 0.7, 14)), []
+    for device in ('cpu', 'cuda'):
+        augmenter = rig(ImageAugmenter(num_ops=14), firing=0.1, magnitude=-0.4)
+        chi = {name: value.clone().requires_grad_() for name, value in augmenter.tensors().items()}
+        out, matrix, canvas = augmenter(x.to(device), draw, [(16, 16), (10, 12)], together, chi)
+        assert {value.device.type for value in (out, canvas.size, canvas.mask)} == {device}
+        gradients = torch.autograd.grad(out.square().mean(), list(chi.values()))
+        found.append([out.detach().cpu(), matrix.cpu() if together else matrix, *gradients])
+    assert all(gradient.count_nonzero() > 8 for gradient in found[0][2:])
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
 def test_gates_gradient_is_that_of_finite_differences():
     augmenter, draw = ImageAugmenter(temperature=0.5), draw_of('Color', 'Rotate', uniform=0.6)
     logits = torch.randn(14, dtype=torch.float64, requires_grad=True)

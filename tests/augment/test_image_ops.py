@@ -230,6 +230,23 @@ def test_steps_have_the_gradient_of_their_mean(op, at, h):
     torch.testing.assert_close(gradient, slope[None], rtol=0.03, atol=0)
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize('name', IMAGE_OPS)
+def test_on_a_gpu_as_on_the_cpu(name):
+    """In float32: pictures to 1e-5, gradients to 1e-4; the second picture has padding."""
+    op, x = IMAGE_OPS[name], (torch.rand(2, 3, 12, 14) * 255).round() / 255
+    v = None if op.lo is None else op.strength(torch.tensor(0.6), torch.tensor([1.0, -1.0]))
+    found = []
+    for device in ('cpu', 'cuda'):
+        inputs = [value.detach().to(device).requires_grad_() for value in (x, v) if value is not None]
+        out = op.apply(*inputs, *[None] * (v is None), canvas_of(inputs[0], [(12, 14), (9, 11)]))
+        grads = torch.autograd.grad(out.square().sum(), inputs) if out.requires_grad else []
+        found.append([value.cpu() for value in (out.detach(), *grads)])
+    assert len(found[0]) == (1 if name == 'Equalize' else 2 if v is None else 3)
+    for one, other, tolerance in zip(*found, [1e-5, 1e-4, 1e-4], strict=False):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
 # ---- boxes and label maps --------------------------------------------------------------------------------------------
 
 MATRICES = torch.tensor(
@@ -280,6 +297,17 @@ def test_a_box_follows_its_picture():
         rows, columns = bright.nonzero().unbind(1)
         found = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
         assert (found - hull).abs().max() < 1.6
+
+
+@pytest.mark.cuda
+def test_boxes_and_label_maps_on_a_gpu_as_on_the_cpu():
+    corners = torch.rand(60, 2, 2).sort(dim=1).values * 30 - 3
+    labels, owner, found = torch.randint(0, 9, (3, 1, 24, 32)), torch.arange(60) % 3, []
+    for device in ('cpu', 'cuda'):
+        boxes, maps, matrices, size = (x.to(device) for x in (corners.flatten(1), labels, MATRICES, SIZE))
+        warped = warp_boxes(boxes, matrices[owner], size[owner]), warp_labels(maps, matrices, size, 255)
+        found.append([x.cpu() for x in warped])
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-4)  # of pixels; labels are equal or 1 apart
 
 
 def test_samples_are_warped_as_their_parts():

@@ -15,7 +15,7 @@ from mmsokd.augment.image_augmenter import ImageAugmenter
 from mmsokd.augment.image_ops import IMAGE_OPS
 from mmsokd.augment.image_priors import IMITATED, build_prior
 from tests.augment.test_image_augmenter import draw_of, rig
-from tests.augment.test_image_ops import picture
+from tests.augment.test_image_ops import canvas_of, picture
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools/fit_tst_priors.py'
@@ -50,6 +50,23 @@ def test_fitting_learns(tool, name):
         for prior in (build_prior(name), tool['fit'](name, x, epochs=60, batch=8, lr=1e-2, decay=1.0))
     ]
     assert errors[1] < 0.35 * errors[0]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize('name', IMITATED)
+def test_on_a_gpu_as_on_the_cpu(name, monkeypatch):
+    """In float32, to 1e-4, without TF32, whose products have 10 bits."""
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
+    op, found = IMAGE_OPS[name], []
+    op = op._replace(function=build_prior(name))
+    for device in ('cpu', 'cuda'):
+        op.function.to(device)
+        x = pictures(2).to(device).requires_grad_()
+        v = None if op.lo is None else torch.tensor([0.3, -0.2], device=device, requires_grad=True)
+        out = op.apply(x, v, canvas_of(x))
+        grads = torch.autograd.grad(out.square().mean(), [x] if v is None else [x, v])
+        found.append([value.cpu() for value in (out.detach(), *grads)])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -5,6 +5,8 @@ import os
 import resource
 import signal
 import stat
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +21,12 @@ from mmsokd.export import save_atomically
 from mmsokd.hooks import GuardHook
 from mmsokd.hooks.checkpoint import AtomicCheckpointHook, make_saves_atomic
 from tests.builders_checkpoint import runner
+from tests.builders_training import differences, saved
 from tests.killing import Lives
+from tests.test_launch import config, environment
+from tests.test_own_train_scripts import make_classes
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def atomic(work_dir, **kwargs):
@@ -126,6 +133,39 @@ def test_full_disk_in_a_training(tmp_path):
     run = atomic(tmp_path, epochs=3, resume=True)
     run.train()
     assert names(tmp_path) == ['epoch_3.pth']
+
+
+@pytest.mark.slow
+def test_full_disk_of_a_real_file_system(tmp_path):
+    """tools/train.py on a tmpfs that has room for one checkpoint and a half; it is mounted for this run alone."""
+    room = 11 * 2**20
+    disk, left = tmp_path / 'disk', tmp_path / 'left'
+    disk.mkdir()
+    private = ['unshare', '--map-root-user', '--mount', 'sh', '-c']
+    mount = f'mount -t tmpfs -o size={room} tmpfs {disk}'
+    try:
+        tried = subprocess.run([*private, mount], stderr=subprocess.PIPE, text=True)
+    except FileNotFoundError:
+        pytest.skip('no unshare')
+    if tried.returncode:
+        pytest.skip(f'no mount of our own: {tried.stderr.strip()}')
+    cfg = config(make_classes(tmp_path / 'pictures'), disk / 'work', 4)
+    cfg.dump(tmp_path / 'sokd.py')
+    train = f'{sys.executable} tools/train.py {tmp_path}/sokd.py'
+    run = f'{mount} || exit; {train}; code=$?; cp -r {disk}/work {left}; exit $code'
+    env = environment(PYTHONPATH=str(ROOT))
+    done = subprocess.run(
+        [*private, run], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert done.returncode == 1, done.stdout[-3000:]
+    *_, last = done.stdout.splitlines()
+    file = disk / 'work' / 'epoch_2.pth'
+    assert last == f'OSError: [Errno 28] {file}: not written, nothing is left of it: No space left on device'
+    assert names(left) == ['epoch_1.pth']
+    size = (left / 'epoch_1.pth').stat().st_size
+    assert room / 2 < size < room
+    assert find_latest_checkpoint(str(left)) == str(disk / 'work' / 'epoch_1.pth')
+    assert load_checkpoint(left / 'epoch_1.pth')['meta']['epoch'] == 1
 
 
 def states(monkeypatch):
@@ -292,7 +332,7 @@ def test_what_resuming_would_refuse_is_told_with_the_first_checkpoint(tmp_path, 
     run.train()
     assert not told
     run = atomic(tmp_path / 'odd')
-    run.message_hub.update_info('odd', Path('a'))
+    run.message_hub.update_info('odd', Path)
     monkeypatch.setattr(run.logger, 'warning', told.append)
     run.train()
     (message,) = told
@@ -300,17 +340,29 @@ def test_what_resuming_would_refuse_is_told_with_the_first_checkpoint(tmp_path, 
     assert 'pathlib' in message
 
 
+KILLS = int(os.environ.get('MMSOKD_KILLS', 30))
+
+
 def long_run(work_dir, resume):
-    """Of large checkpoints, so that it mostly saves."""
-    return atomic(work_dir, epochs=1000, resume=resume, model=dict(type='CheckpointToy', width=100_000))
+    """Of large checkpoints, so that it mostly saves, and of more epochs than it is killed in."""
+    return atomic(work_dir, epochs=4 * KILLS, resume=resume, model=dict(type='CheckpointToy', width=100_000))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kills', [int(os.environ.get('MMSOKD_KILLS', 30))])
+@pytest.mark.parametrize('kills', [KILLS])
 def test_killed_at_random_moments(tmp_path, kills):
-    """SIGKILL while it trains and, mostly, saves: it resumes from a whole checkpoint, the last one that was named."""
+    """SIGKILL while it trains or saves: it resumes from a whole checkpoint, the last one that was named.
+
+    A third of them wait for a file that is being written. It ends as the one that nobody killed, bit by bit.
+    """
     lives = Lives(long_run, tmp_path / 'work', interval=2)
-    torn = [lives.kill() for _ in range(kills)]
-    assert lives.saved > 0
-    assert any(torn)
-    print(f'{kills} kills, {sum(torn)} of them while a file was written; {lives.saved // 2} epochs reached')
+    torn = [lives.kill(aimed=i % 3 == 0) for i in range(kills)]
+    reached = lives.saved // 2
+    assert reached > 0
+    assert sum(torn) >= kills // 5  # more than half were seen
+    lives.finish()
+    Lives(long_run, tmp_path / 'whole', interval=2).finish()
+    work, whole = saved(tmp_path / 'work'), saved(tmp_path / 'whole')
+    assert whole['clock']['epoch'] == 4 * kills
+    assert not differences(whole, work)
+    print(f'{kills} kills, {sum(torn)} of them while a file was written; {reached} epochs reached; the same end')

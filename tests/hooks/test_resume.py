@@ -2,7 +2,12 @@
 
 import copy
 import random
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +15,7 @@ import pytest
 import torch
 from mmengine.dataset import default_collate
 from mmengine.hooks import Hook
+from mmengine.runner import FlexibleRunner
 from torch.utils.data import DataLoader, Subset
 
 from mmsokd.augment import Policy
@@ -19,7 +25,11 @@ from mmsokd.registry import MODELS
 from tests.builders_checkpoint import runner as toy
 from tests.builders_training import Pictures, differences, refined, runner, saved
 from tests.killing import Lives
+from tests.test_launch import SEARCH, environment
+from tests.test_launch import config as launched
+from tests.test_own_train_scripts import make_classes
 
+ROOT = Path(__file__).resolve().parents[2]
 CUT = 7  # of 12 iterations, with a checkpoint after every third
 
 
@@ -104,6 +114,20 @@ def test_a_seed_of_mmengines_choice(tmp_path, monkeypatch, loop, workers):
     other = dict(randomness=dict(seed=None))
     whole, cut = straight_and_cut(tmp_path, monkeypatch, other, model=model, loop=loop, workers=workers, search=9)
     assert not differences(whole, cut)
+
+
+def test_flexible_runner_on_one_device(tmp_path):
+    """It trains as the Runner does; it resumes before the hooks begin, so that the policy's optimizer begins anew."""
+    flexible = dict(kind=FlexibleRunner, strategy=dict(type='SingleDeviceStrategy'))
+    runner(tmp_path / 'plain', epochs=3, search=9).train()
+    runner(tmp_path / 'flexible', epochs=3, search=9, **flexible).train()
+    plain, other = (saved(tmp_path / name) for name in ('plain', 'flexible'))
+    assert not differences(plain, other)
+    assert plain['policy_search']['shared']['state'][0]['step'] == 9
+    runner(tmp_path / 'flexible', epochs=4, search=12, resume=True, **flexible).train()
+    resumed = saved(tmp_path / 'flexible')
+    assert resumed['clock']['iter'] == 12
+    assert resumed['policy_search']['shared']['state'][0]['step'] == 3  # if this fails, it resumes: tell it in the docs
 
 
 def test_unrolled_search(tmp_path, monkeypatch):
@@ -241,3 +265,52 @@ def test_a_killed_run_ends_as_the_undisturbed_one(tmp_path, kills):
     lives.finish()
     assert not differences(saved(tmp_path / 'whole'), saved(tmp_path / 'killed'))
     print(f'{kills} kills, {sum(torn)} of them while a file was written; the end is the same bit by bit')
+
+
+def command_line(folder, *args):
+    """The user's own: ``tools/train.py``, in a process of its own."""
+    train = [sys.executable, ROOT / 'tools' / 'train.py', folder / 'sokd.py', '--work-dir', folder / 'work', *args]
+    env = environment(PYTHONPATH=str(ROOT))
+    return subprocess.Popen(train, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.slow
+def test_train_py_is_killed_and_resumed(tmp_path):
+    """SIGKILL a random while after a random iteration, three times, each followed by ``--resume``."""
+    data = make_classes(tmp_path / 'pictures')
+    logger = dict(type='LoggerHook', interval=1)
+    hooks = [dict(type='mmsokd.GuardHook'), dict(type='mmsokd.SeedHook'), dict(SEARCH, search_iters=20)]
+    for name in ('whole', 'killed'):
+        cfg = launched(data, tmp_path, 4, hooks=hooks)  # three iterations an epoch
+        cfg.merge_from_dict(dict(train_cfg=dict(max_epochs=10, val_interval=10), default_hooks=dict(logger=logger)))
+        (tmp_path / name).mkdir()
+        cfg.dump(tmp_path / name / 'sokd.py')
+    whole = command_line(tmp_path / 'whole')
+    said = whole.communicate()[0]
+    assert whole.returncode == 0, said[-3000:]
+
+    rng, resumed = random.Random(0), 0
+    for kill in range(3):
+        process = command_line(tmp_path / 'killed', *['--resume'][:kill])
+        iterations = rng.randint(4, 6)
+        for line in process.stdout:
+            resumed += 'resumed epoch' in line
+            iterations -= 'Epoch(train)' in line
+            if not iterations:
+                break
+        time.sleep(rng.uniform(0, 0.4))  # it saves for half of the time
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    reached = saved(tmp_path / 'killed' / 'work')['clock']['iter']
+    assert resumed > 0
+    assert 0 < reached < 30
+    last = command_line(tmp_path / 'killed', '--resume')
+    said = last.communicate()[0]
+    assert last.returncode == 0, said[-3000:]
+    assert f'resumed epoch: {reached // 3}, iter: {reached}' in said
+    ends = [saved(tmp_path / name / 'work') for name in ('whole', 'killed')]
+    assert {'state_dict', 'optimizer', 'policy_search'} <= ends[0].keys()
+    assert any('policy' in key for key in ends[0]['state_dict'])
+    assert ends[0]['clock']['iter'] == 30
+    assert not differences(*ends)
+    print(f'3 kills, {resumed} of them resumed before; iteration {reached} of 30 reached; the same end')

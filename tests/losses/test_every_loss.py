@@ -199,8 +199,9 @@ def test_no_step_waits_for_the_device(name):
 @pytest.mark.cuda
 @every_loss
 def test_on_a_gpu_as_on_the_cpu(name, monkeypatch):
-    """Value and gradients in float64, with random numbers of the host for both."""
-    rand_like, randint = torch.rand_like, torch.randint
+    """Value and gradients in float64, to 1e-7, with random numbers of the host for both."""
+    rand, rand_like, randint = torch.rand, torch.rand_like, torch.randint
+    monkeypatch.setattr(torch, 'rand', lambda *args, device='cpu', **more: rand(*args, **more).to(device))
     monkeypatch.setattr(torch, 'rand_like', lambda x: rand_like(x.cpu()).to(x.device))
     monkeypatch.setattr(torch, 'randint', lambda *args, device='cpu', **more: randint(*args, **more).to(device))
     for shapes in CASES[name].shapes[:2]:
@@ -208,11 +209,14 @@ def test_on_a_gpu_as_on_the_cpu(name, monkeypatch):
         for device in ('cpu', 'cuda'):
             torch.manual_seed(0)
             loss = build(name).to(device)
-            s, t = (x.to(device).requires_grad_() for x in pair(shapes))
-            extra = {key: [x.to(device) for x in samples] for key, samples in more(name, tuple(s.shape)).items()}
+            s, t = tree_map(lambda x, device=device: x.to(device).requires_grad_(), pair(shapes))
+            extra = {key: [x.to(device) for x in samples] for key, samples in more(name, s).items()}
             value = loss(s, t, **extra)
+            value = value.loss if loss.stats else value
             value.backward()
-            found.append([x.cpu() for x in (value.detach(), s.grad, *(p.grad for p in loss.parameters()))])
+            grads = [x.grad for x in (*leaves(s), *loss.parameters())]
+            found.append([value.item(), *(x if x is None else x.cpu() for x in grads)])
+        assert any(x.any() for x in found[0][1:])
         torch.testing.assert_close(*found)
 
 
