@@ -138,7 +138,7 @@ HOOKS = (
     part(hooks.DAMHook, draw_interval=1, num_images=1, log_interval=1),
     part(hooks.StudentCheckpointHook),
     part(hooks.GuardHook),
-    dict(type='mmsokd.AtomicCheckpointHook', interval=1, by_epoch=True, max_keep_ckpts=2, save_optimizer=True),
+    dict(type='mmsokd.AtomicCheckpointHook', by_epoch=True, save_optimizer=True),  # values are MMEngine's to tell
     part(hooks.TSTHook, epochs=[0], max_batches=1),
 )
 

@@ -85,10 +85,10 @@ class SFTNTeacherTrainer(Face):
 
     def __init__(
         self,
-        teacher: Any,
-        student: Any,
-        stages: Sequence[str | Mapping[str, str]],
-        kl: Mapping[str, Any],
+        teacher: Any = None,
+        student: Any = None,
+        stages: Sequence[str | Mapping[str, str]] | None = None,
+        kl: Mapping[str, Any] | None = None,
         teacher_weight: float = 1.0,
         branch_weight: float = 1.0,
         detach_teacher: bool = False,

@@ -450,6 +450,9 @@ def test_a_plain_checkpoint_fills_the_teacher(tmp_path):
         (dict(stage=STAGES), r"model\.stage: expected one of .*nearest: \['stages'\]"),
         (dict(stages='backbone.layer1'), r"^stages: expected a list of paths.*found 'backbone\.layer1'"),
         (dict(stages=[]), r'^stages: expected a list of paths.*found \[\]'),
+        (dict(stages=None), r'^stages: expected a list of paths.*found None'),
+        (dict(teacher=None), r'^teacher: expected .*found None'),
+        (dict(student=None), r'^student: expected .*found None'),
         (dict(stages=['backbone.layer9']), r"^stages\[0\]\.teacher: .*found 'backbone\.layer9'; nearest: \['backbone"),
         (
             dict(stages=[dict(teacher='backbone.layer1', student='backbone.layr1')]),

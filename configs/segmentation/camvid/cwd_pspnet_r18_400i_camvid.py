@@ -7,6 +7,15 @@ model = dict(
     type='mmsokd.Distiller',
     student=_base_.model,
     teacher=dict(cfg='{{ fileDirname }}/pspnet_r34_800i_camvid.py', checkpoint='camvid_teacher.pth'),
-    # temperature and weight are those of CWD's published code on features
-    terms=dict(loss_cwd=dict(type='mmsokd.CWDLoss', tap='decode_head.bottleneck', tau=4.0, loss_weight=50.0)),
+    # Temperature and weight are those of CWD's published code on features. The adapter is the one that it has without
+    # SoKD, so that both runs have the same: a SoKDAdapter, whose last layers are a norm and a ReLU, costs four points.
+    terms=dict(
+        loss_cwd=dict(
+            type='mmsokd.CWDLoss',
+            tap='decode_head.bottleneck',
+            adapter=dict(type='mmsokd.ConvAdapter'),
+            tau=4.0,
+            loss_weight=50.0,
+        )
+    ),
 )
