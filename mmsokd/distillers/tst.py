@@ -77,11 +77,13 @@ class TSTDistiller(Distiller):
                 is normalised again. Padding stays as it is.
             samples: one a picture; what has boxes or label maps is copied.
             chi: the augmenter's logits to learn by (see :meth:`ImageAugmenter.forward`).
+
+        Raises:
+            ValueError: a sample says that its picture is larger than the batch.
         """
         own = self._pixels
         mean, std = own.mean.to(inputs.device), own.std.to(inputs.device)
-        H, W = inputs.shape[-2:]
-        shapes = [tuple(sample.metainfo.get('img_shape', (H, W))[:2]) for sample in samples]
+        shapes = own.sizes(inputs, samples)
         together = has_places(samples)
         with torch.autocast(inputs.device.type, enabled=False):
             pixels = (inputs.float() * std + mean) / 255

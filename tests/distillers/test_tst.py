@@ -118,6 +118,29 @@ def test_padding_stays_and_pictures_change_as_they_would_alone():
     close(images[1, :, :40, :56], alone[0], atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize('left', [(500, 375), (40, 40)])
+def test_a_shape_that_some_transform_left_behind_does_not_count(left):
+    """mmpretrain's pictures fill their batch: after torchvision's crops img_shape is that of the file."""
+    model, batch = build('cls')
+    data = preprocess(force(model, 'Rotate', 'Cutout'), batch)
+    right, _ = model.augment(data['inputs'], data['data_samples'])
+    for sample in data['data_samples']:
+        sample.set_metainfo(dict(img_shape=left))
+    images, _ = model.augment(data['inputs'], data['data_samples'])
+    assert torch.equal(images, right)
+
+
+@pytest.mark.parametrize('task', ['cls', 'det'])
+def test_a_shape_that_does_not_fit_is_told(task):
+    padding = dict(type='ClsDataPreprocessor', pad_size_divisor=32)
+    more = dict(student=classifier(8, data_preprocessor=padding)) if task == 'cls' else {}
+    model, batch = build(task, **more)
+    data = preprocess(model, batch)
+    data['data_samples'][1].set_metainfo(dict(img_shape=(40, 80)))
+    with pytest.raises(ValueError, match=r'^data_samples\[1\]\.img_shape: expected .* 64 x 64 pixels, found 40 x 80; '):
+        model.augment(data['inputs'], data['data_samples'])
+
+
 def test_boxes_follow_the_warp():
     model, batch = build('det')
     data = preprocess(force(model, 'TranslateX'), batch)  # half of 150 / 331 of 64 pixels to the right
