@@ -56,6 +56,7 @@ class TSTDistiller(Distiller):
         self.augmenter = build_part('augmenter', augmenter, 'augment')
         check_part('augmenter', self.augmenter, ImageAugmenter)
         self._pixels = Normalization.of(self.data_preprocessor)
+        self._are_pixels = False  # not looked yet
 
     def loss(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Tensor]:
         """As :meth:`Distiller.loss`, of the pictures and their changed twins."""
@@ -79,7 +80,7 @@ class TSTDistiller(Distiller):
             chi: the augmenter's logits to learn by (see :meth:`ImageAugmenter.forward`).
 
         Raises:
-            ValueError: a sample says that its picture is larger than the batch.
+            ValueError: a sample says that its picture is larger than the batch, or what is got back is no pixels.
         """
         own = self._pixels
         mean, std = own.mean.to(inputs.device), own.std.to(inputs.device)
@@ -87,6 +88,7 @@ class TSTDistiller(Distiller):
         together = has_places(samples)
         with torch.autocast(inputs.device.type, enabled=False):
             pixels = (inputs.float() * std + mean) / 255
+            self._check_pixels(pixels, shapes)
             draw = self.augmenter.sample(len(inputs))
             pixels, matrix, canvas = self.augmenter(pixels, draw, shapes, together, chi)
             changed = ((pixels * 255 - mean) / std).to(inputs.dtype)
@@ -95,6 +97,22 @@ class TSTDistiller(Distiller):
             if matrix is not None:
                 samples = warp_samples(samples, matrix, canvas.size, self.augmenter.ignore_index)
         return changed, samples
+
+    def _check_pixels(self, pixels: Tensor, sizes: list[tuple[int, int]]) -> None:
+        """Look at the first batch: what an operator such as Invert makes of other numbers, no network has ever seen.
+
+        Wide limits: a colour transform before may leave 0 and 255 behind. Padding is not looked at.
+        """
+        if self._are_pixels:
+            return
+        ends = [picture[:, :h, :w].aminmax() for picture, (h, w) in zip(pixels, sizes, strict=True)]
+        low, high = min(float(end.min) for end in ends) * 255, max(float(end.max) for end in ends) * 255
+        if low < -64 or high > 510 or 0 < max(-low, high) < 8:
+            raise ValueError(
+                f'data_preprocessor: expected pixels of 0 to 255 before its normalization, found {low:.3g} to '
+                f'{high:.3g}; let it normalize with mean and std, and no transform of the pipeline'
+            )
+        self._are_pixels = True
 
     def search_losses(self, inputs: Tensor, samples: list, chi: Mapping[str, Tensor]) -> dict[str, Tensor]:
         r"""Stage II's objective on one batch: the teacher shall be right on the changed pictures, the student wrong.

@@ -101,6 +101,40 @@ def test_operators_see_pixels_and_not_normalised_inputs():
     close(images, inverted['inputs'], atol=1e-3, rtol=0)
 
 
+NORMALIZING = dict(mean=[127.5] * 3, std=[127.5] * 3)
+
+
+@pytest.mark.parametrize(
+    ('preprocessor', 'scale', 'shift', 'found'),
+    [
+        (dict(), 1 / 58, -2.0, r'-2 to 2\.4'),  # normalised by the pipeline
+        (NORMALIZING, 1 / 58, -2.0, r'-2 to 2\.4'),  # by both
+        (dict(), 1 / 255, 0.0, '0 to 1'),
+        (NORMALIZING, 256.0, 0.0, r'0 to 6\.53e\+04'),  # 16 bits
+    ],
+)
+def test_what_are_no_pixels_is_told(preprocessor, scale, shift, found):
+    preprocessor = dict(type='ClsDataPreprocessor', **preprocessor)
+    nets = [classifier(width, data_preprocessor=preprocessor) for width in (8, 12)]
+    model, batch = build('cls', student=nets[0], teacher=nets[1])
+    batch['inputs'] = [x.float() * scale + shift for x in batch['inputs']]
+    with pytest.raises(ValueError, match=rf'^data_preprocessor: expected pixels of 0 to 255 .* found {found}; let it'):
+        losses_of(model, batch)
+
+
+def test_what_are_pixels_is_not_refused():
+    for scale, shift in [(1.4, -20.0), (0.05, 0.0), (0.0, 0.0)]:  # a colour transform, dark pictures, black ones
+        model, batch = build('cls')
+        batch['inputs'] = [x.float() * scale + shift for x in batch['inputs']]
+        losses_of(model, batch)
+    padded = retinanet(16)
+    padded['data_preprocessor'] = dict(padded['data_preprocessor'], pad_value=114.0)  # after normalisation
+    model, batch = build('det', student=padded)
+    batch['inputs'][1] = batch['inputs'][1][:, :40, :56]
+    batch['data_samples'][1].set_metainfo(dict(img_shape=(40, 56)))
+    losses_of(model, batch)
+
+
 def test_padding_stays_and_pictures_change_as_they_would_alone():
     model, batch = build('det')
     batch['inputs'][1] = batch['inputs'][1][:, :40, :56]
