@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmsokd.augment import FeatureAugmentationNeck, ImageAugmenter, unrolled_gradient
 from mmsokd.checks import check_choice, check_integer, check_number, check_pair
-from mmsokd.hooks.common import distiller_of, has_distiller, mean_over_ranks
+from mmsokd.hooks.common import distiller_of, has_distiller, mean_over_ranks, save_as_it_is
 from mmsokd.registry import HOOKS
 
 
@@ -243,14 +243,10 @@ class PolicySearchHook(Hook):
         return '\n'.join(lines)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Save the optimizers; the policies themselves are in the model's state dict.
-
-        EMAHook has put its copy's there, which are no parameters and stand as they were when it was copied.
-        """
+        """Save the optimizers; the policies themselves are in the model's state dict."""
         checkpoint['policy_search'] = {name: adam.state_dict() for name, adam in self._optimizers.items()}
-        if self._necks and 'ema_state_dict' in checkpoint:
-            for key, value in distiller_of(runner).refine.necks.state_dict(prefix='refine.necks.').items():
-                checkpoint['state_dict'][key] = checkpoint['ema_state_dict'][f'module.{key}'] = value
+        if self._necks:
+            save_as_it_is(checkpoint, distiller_of(runner).refine.necks, 'refine.necks.')
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Resume the optimizers."""

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from mmsokd.checks import check_integer, check_positive, check_range
 from mmsokd.distillers import TSTDistiller
-from mmsokd.hooks.common import distiller_of, has_distiller, mean_over_ranks
+from mmsokd.hooks.common import distiller_of, has_distiller, mean_over_ranks, save_as_it_is
 from mmsokd.losses.flipped import task_losses
 from mmsokd.registry import HOOKS
 
@@ -57,7 +57,7 @@ class TSTHook(Hook):
         TypeError: the model is no :class:`~mmsokd.distillers.TSTDistiller`.
     """
 
-    priority = 'NORMAL'
+    priority = 'BELOW_NORMAL'  # after EMAHook, which changes what is saved
 
     def __init__(
         self,
@@ -102,6 +102,7 @@ class TSTHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Find the iterations before which there is a burst."""
+        distiller_of(runner)  # a plain model can be tested beside this hook, and not trained
         length = 1 if self._key == 'iters' else _iterations_a_pass(runner)
         self._starts = {time * length for time in self._times}
         late = [time for time in self._times if time * length >= runner.max_iters]
@@ -116,6 +117,10 @@ class TSTHook(Hook):
         if runner.iter in self._starts:
             with _apart(runner.iter), _evaluating(distiller_of(runner)):
                 self._burst(runner)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """The augmenter is saved as it is, also beside EMAHook."""
+        save_as_it_is(checkpoint, distiller_of(runner).augmenter, 'augmenter.')
 
     def _burst(self, runner: Runner) -> None:
         augmenter = distiller_of(runner).augmenter

@@ -143,6 +143,19 @@ def test_a_killed_run_resumes_exactly(data, tmp_path):
     assert a['augmenter._extra_state'][:25].any()
 
 
+def test_a_checkpoint_beside_ema_has_the_augmenter_as_it_is(data, tmp_path):
+    """EMAHook's copy of it was made before any burst; and it is the copy's state that EMAHook saves as the model's."""
+    cfg = config(
+        data, tmp_path, model=TST, hooks=[dict(type='mmsokd.TSTHook', epochs=[1], lr=1.0), dict(type='EMAHook')]
+    )
+    trained = train(cfg).model.augmenter
+    checkpoint = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)
+    expected = torch.cat([trained.probability, trained.magnitude, torch.tensor([float(trained.draws)])]).double()
+    assert expected[:25].any()
+    for state, prefix in ((checkpoint['state_dict'], ''), (checkpoint['ema_state_dict'], 'module.')):
+        assert torch.equal(state[f'{prefix}augmenter._extra_state'], expected)
+
+
 @pytest.mark.parametrize(
     ('wrong', 'message'),
     [
