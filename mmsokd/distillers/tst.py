@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmsokd.augment import ImageAugmenter
 from mmsokd.augment.warping import has_places, warp_samples
@@ -31,7 +31,7 @@ class TSTDistiller(Distiller):
     :class:`~mmsokd.hooks.TSTHook`; without that hook's bursts this is the method's control.
 
     Args:
-        augmenter: config of an :class:`~mmsokd.augment.ImageAugmenter`.
+        augmenter: config of an :class:`~mmsokd.augment.ImageAugmenter`. A segmentor's heads tell its ``ignore_index``.
         share: of the batch's pictures, which part gets a changed twin [ours]: the paper's 1 doubles the cost of a step.
             With less, the twins weigh less too.
         kwargs: :class:`Distiller`'s.
@@ -53,8 +53,16 @@ class TSTDistiller(Distiller):
         check_range('share', share, 0, 1)
         check_number('share', share, 1e-3)
         self.share = share
-        self.augmenter = build_part('augmenter', augmenter, 'augment')
+        ignored = _ignored_labels(self.student)
+        found = dict(ignore_index=next(iter(ignored.values()))) if ignored else {}
+        self.augmenter = build_part('augmenter', augmenter, 'augment', **found)
         check_part('augmenter', self.augmenter, ImageAugmenter)
+        for path, label in ignored.items():
+            if label != self.augmenter.ignore_index:
+                raise ValueError(
+                    f'augmenter.ignore_index: expected {label}, the ignore_index of student.{path}, found '
+                    f'{self.augmenter.ignore_index}'
+                )
         self._pixels = Normalization.of(self.data_preprocessor)
         self._are_pixels = False  # not looked yet
 
@@ -138,3 +146,10 @@ class TSTDistiller(Distiller):
         with flipped(self.student):
             wrong = self.parse_losses(self.student(images, samples, mode='loss'))[0]
         return dict(teacher=torch.stack(totals).mean(), student=wrong)
+
+
+def _ignored_labels(student: nn.Module) -> dict[str, int]:
+    """Path -> the label that a head of mmseg leaves out."""
+    heads = {path: module for path, module in student.named_modules() if hasattr(module, 'loss_decode')}
+    labels = {path: getattr(head, 'ignore_index', None) for path, head in heads.items()}
+    return {path: label for path, label in labels.items() if label is not None}

@@ -25,6 +25,8 @@ from tests.builders import (
 )
 
 close = torch.testing.assert_close
+AUX = dict(type='FCNHead', in_index=2, channels=8, num_convs=1, num_classes=4, norm_cfg=dict(type='BN'))
+AUX['loss_decode'] = dict(type='CrossEntropyLoss', loss_weight=0.4)
 LOGITS = dict(loss_kd=dict(type='mmsokd.KDLoss', tap='head.fc'))
 
 
@@ -197,6 +199,47 @@ def test_label_maps_follow_the_warp():
     for old, new in zip(data['data_samples'], samples, strict=True):
         assert torch.equal(new.gt_sem_seg.data[:, : 64 - shift - 1], old.gt_sem_seg.data[:, shift:63])
         assert (new.gt_sem_seg.data[:, 64 - shift :] == 255).all()
+
+
+def ignoring(label, **kwargs):
+    nets = [segmentor(width, auxiliary_head=copy.deepcopy(AUX)) for width in (8, 12)]
+    for net in nets:
+        net['auxiliary_head']['in_channels'] = net['backbone']['base_channels'] * 4
+        for head in ('decode_head', 'auxiliary_head'):
+            net[head]['ignore_index'] = label
+        net['data_preprocessor'] = dict(net['data_preprocessor'], seg_pad_val=label)
+    nets[0]['auxiliary_head'].update(kwargs)
+    return dict(student=nets[0], teacher=nets[1])
+
+
+def test_what_a_warp_brings_in_has_the_label_that_the_heads_leave_out():
+    model, batch = build('seg', **ignoring(3))
+    for sample in batch['data_samples']:
+        sample.gt_sem_seg.data[sample.gt_sem_seg.data == 255] = 3
+    data = preprocess(force(model, 'TranslateX', sign=-1.0), batch)
+    _, samples = model.augment(data['inputs'], data['data_samples'])
+    shift = round(0.5 * 150 / 331 * 64)
+    assert all((sample.gt_sem_seg.data[:, :, 64 - shift :] == 3).all() for sample in samples)
+    assert all(value.isfinite() for name, value in losses_of(model, batch).items() if 'loss' in name)
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'message'),
+    [
+        (
+            dict(ignoring(3), augmenter=dict(type='mmsokd.ImageAugmenter', ignore_index=255)),
+            r'^augmenter\.ignore_index: expected 3, the ignore_index of student\.decode_head, found 255$',
+        ),
+        (
+            ignoring(255, ignore_index=3),
+            r'^augmenter\.ignore_index: expected 3, the ignore_index of student\.auxiliary_head, found 255$',
+        ),
+    ],
+    ids=['augmenter', 'heads'],
+)
+def test_two_labels_that_are_left_out_are_told(cfg, message):
+    with pytest.raises(ValueError, match=message):
+        build('seg', **cfg)
 
 
 def test_a_part_of_the_batch():
