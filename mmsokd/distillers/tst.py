@@ -31,7 +31,9 @@ class TSTDistiller(Distiller):
     :class:`~mmsokd.hooks.TSTHook`; without that hook's bursts this is the method's control.
 
     Args:
-        augmenter: config of an :class:`~mmsokd.augment.ImageAugmenter`. A segmentor's heads tell its ``ignore_index``.
+        augmenter: config of an :class:`~mmsokd.augment.ImageAugmenter`. A segmentor's heads tell its ``ignore_index``,
+            and the data preprocessor its ``rgb``: pictures are loaded as BGR, which it flips, or not. Give
+            ``rgb=True`` where they are loaded as RGB, as mmpretrain's CIFAR is.
         share: of the batch's pictures, which part gets a changed twin [ours]: the paper's 1 doubles the cost of a step.
             With less, the twins weigh less too.
         kwargs: :class:`Distiller`'s.
@@ -53,8 +55,11 @@ class TSTDistiller(Distiller):
         check_range('share', share, 0, 1)
         check_number('share', share, 1e-3)
         self.share = share
+        self._pixels = Normalization.of(self.data_preprocessor)
+        self._are_pixels = False  # not looked yet
         ignored = _ignored_labels(self.student)
         found = dict(ignore_index=next(iter(ignored.values()))) if ignored else {}
+        found['rgb'] = self._pixels.flip  # OpenMMLab loads BGR
         self.augmenter = build_part('augmenter', augmenter, 'augment', **found)
         check_part('augmenter', self.augmenter, ImageAugmenter)
         for path, label in ignored.items():
@@ -63,8 +68,6 @@ class TSTDistiller(Distiller):
                     f'augmenter.ignore_index: expected {label}, the ignore_index of student.{path}, found '
                     f'{self.augmenter.ignore_index}'
                 )
-        self._pixels = Normalization.of(self.data_preprocessor)
-        self._are_pixels = False  # not looked yet
 
     def loss(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Tensor]:
         """As :meth:`Distiller.loss`, of the pictures and their changed twins."""

@@ -124,6 +124,25 @@ def test_what_are_no_pixels_is_told(preprocessor, scale, shift, found):
         losses_of(model, batch)
 
 
+def test_the_preprocessor_tells_the_order_of_the_channels():
+    """The same files, in one model as RGB and in the other as BGR, lose nine tenths of their colour alike."""
+    changed = {}
+    for to_rgb in (True, False):
+        preprocessor = dict(type='ClsDataPreprocessor', to_rgb=to_rgb, **NORMALIZING)
+        nets = [classifier(width, data_preprocessor=preprocessor) for width in (8, 12)]
+        model, batch = build('cls', student=nets[0], teacher=nets[1])
+        model.augmenter.magnitude.fill_(20.0)
+        data = preprocess(force(model, 'Color', sign=-1.0), batch)
+        changed[to_rgb], _ = model.augment(data['inputs'], data['data_samples'])
+    loaded_as_rgb = dict(augmenter=dict(type='mmsokd.ImageAugmenter', rgb=True))
+    assert build('cls', student=nets[0], teacher=nets[1], **loaded_as_rgb)[0].augmenter.rgb
+    rgb = (torch.stack(batch['inputs']).float() / 127.5 - 1).flip(1)  # files are BGR
+    grey = 0.299 * rgb[:, 0] + 0.587 * rgb[:, 1] + 0.114 * rgb[:, 2]
+    expected = 0.1 * rgb + 0.9 * grey[:, None]
+    close(changed[True], expected, rtol=0, atol=2e-3)
+    close(changed[False].flip(1), expected, rtol=0, atol=2e-3)
+
+
 def test_what_are_pixels_is_not_refused():
     for scale, shift in [(1.4, -20.0), (0.05, 0.0), (0.0, 0.0)]:  # a colour transform, dark pictures, black ones
         model, batch = build('cls')
