@@ -2,8 +2,11 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from mmdet.structures.bbox import HorizontalBoxes
+from mmdet.structures.mask import BitmapMasks
 from mmengine.optim import OptimWrapper
 from torch.nn import functional as F
 
@@ -208,6 +211,20 @@ def test_boxes_follow_the_warp():
     both, doubled = model._doubled(data['inputs'], data['data_samples'])
     assert [len(both), len(doubled)] == [4, 4]
     assert [s is d for s, d in zip(data['data_samples'], doubled[:2], strict=True)] == [True, True]
+
+
+@pytest.mark.parametrize('what', ['masks', 'boxes'])
+def test_what_does_not_follow_a_warp_is_told_whatever_is_drawn(what):
+    """Before the first draw that moves something, which may be many steps away."""
+    model, batch = build('det')
+    data = preprocess(force(model, 'Brightness'), batch)
+    instances = data['data_samples'][1].gt_instances
+    if what == 'masks':
+        instances.masks = BitmapMasks(np.zeros((2, 64, 64), np.uint8), 64, 64)
+    else:
+        instances.bboxes = HorizontalBoxes(instances.bboxes)
+    with pytest.raises(ValueError, match=r'^data_samples\.gt_instances\.(masks|bboxes): expected '):
+        model(**data, mode='loss')
 
 
 def test_label_maps_follow_the_warp():
