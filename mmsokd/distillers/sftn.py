@@ -1,17 +1,19 @@
 """SFTN: a teacher that is trained together with branches of its student."""
 
 import inspect
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mmengine.logging import print_log
 from mmengine.model import ModuleList
 from torch import Tensor, nn
 
 from mmsokd.checks import check_bool, check_integer, check_keys, check_number, telling
 from mmsokd.distillers.adapting import shape_text
 from mmsokd.distillers.build import build_model, load_weights
-from mmsokd.distillers.cutting import Cutter, Given, handing
+from mmsokd.distillers.cutting import Cutter, Given, handing, timing
 from mmsokd.distillers.face import Face
 from mmsokd.distillers.parts import build_part, part_class
 from mmsokd.distillers.schedule import Clock
@@ -120,8 +122,9 @@ class SFTNTeacherTrainer(Face):
                 find_module(self.teacher, parse_tap(stage.teacher).module)
         self.kl.find_taps({STUDENT: student, TEACHER: self.teacher})
         self._taps = [*(stage.teacher for stage in self._stages), self.kl.teacher_tap]
-        with telling(TEACHER):
+        with telling(TEACHER), timing(self.teacher) as (_, ended):
             theirs = probe(self.teacher, self._taps, size)
+        self._warn_of_frozen_stages(ended)
         self._tap = FeatureTap(self.teacher, self._taps, copied=theirs.overwritten)
         cutter = Cutter(student, {f'{s.key}.student': s.student for s in self._stages}, self.kl.student_tap, size)
         ours = cutter.probe
@@ -134,6 +137,22 @@ class SFTNTeacherTrainer(Face):
         ]
         self.transforms = ModuleList(_build_transform(transform, *specs) for specs in self._specs)
         self.kl.build(ours.specs[self.kl.student_tap], theirs.specs[self.kl.teacher_tap])
+
+    def _warn_of_frozen_stages(self, ended: Mapping[str, int]) -> None:
+        """Tell which branches leave the teacher where it does not learn yet; ``ended``: when each module's call did."""
+        frozen = []
+        for stage in self._stages:
+            end = ended.get(parse_tap(stage.teacher).module, math.inf)
+            before = (module for name, module in self.teacher.named_modules() if ended.get(name, math.inf) <= end)
+            if not any(p.requires_grad for module in before for p in module.parameters(recurse=False)):
+                frozen.append(stage.teacher)
+        if frozen:
+            print_log(
+                f'stages: expected parameters of the teacher that learn before {frozen}, found none (frozen_stages of '
+                'its backbone?): the branches from there learn, and do not bend the teacher',
+                'current',
+                logging.WARNING,
+            )
 
     def _share_head(self) -> list[str]:
         """Give all branches the first one's parts, but for those that are cut; the names of these parts.
