@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import DefaultScope
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmsokd.distillers import SFTNTeacherTrainer
 from tests.builders import raw_cls_batch, without_scope
@@ -57,17 +58,33 @@ def test_has_the_papers_weights_and_leaves_before_each_stage_but_the_first(path)
     assert [loss.tau for loss in model.kl.losses] == [1.0] * len(model.kl.losses)
 
 
+def architecture(model):
+    """A model but for what of its backbone is frozen."""
+    model = without_scope(model)
+    model['backbone'] = {k: v for k, v in model['backbone'].items() if k not in ('frozen_stages', 'norm_eval')}
+    return model
+
+
+@pytest.mark.parametrize('path', quick_and_slow(PATHS, lambda p: 'coco' in p.name or 'cityscapes' in p.name), ids=name)
+def test_each_branch_bends_the_teacher_and_has_statistics_of_its_own(path, capfd):
+    _, model, _ = build_small(path)
+    assert 'expected parameters of the teacher that learn' not in ''.join(capfd.readouterr())
+    norms = [x for branch in model.branches for x in branch.backbone.modules() if isinstance(x, _BatchNorm)]
+    assert norms
+    assert all(norm.training for norm in norms)
+
+
 @pytest.mark.parametrize('model', MODELS, ids=lambda m: m['Name'])
 def test_config_is_the_pair_of_the_metafile(model):
     meta, path = model['Metadata'], Path(model['Config'])
     cfg = read(ROOT / path)
     teacher = alone(meta['Teacher']['Config'])
     ours = cfg.model.teacher.cfg if 'cfg' in cfg.model.teacher else cfg.model.teacher
-    assert without_scope(ours) == without_scope(teacher.model)
+    assert architecture(ours) == architecture(teacher.model)
     assert without_scope(cfg.get('data_preprocessor')) == without_scope(teacher.get('data_preprocessor'))
     assert cfg.model.teacher.get('checkpoint') == meta['Teacher'].get('Weights')
-    student = cfg.model.student.cfg
-    assert student == meta['Student']['Config'] or Path(student).resolve() == ROOT / meta['Student']['Config']
+    student, other = cfg.model.student.cfg, alone(meta['Student']['Config'])
+    assert architecture(alone(student).model) == architecture(other.model)
     times = (cfg.train_cfg.get('max_epochs'), cfg.train_cfg.get('max_iters'))
     assert times == (meta.get('Epochs'), meta.get('Iterations'))
 

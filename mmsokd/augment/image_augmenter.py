@@ -57,8 +57,8 @@ class ImageAugmenter(nn.Module):
         prior: ``'exact'`` operators [ours], or ``'learned'``, the authors' networks that imitate them
             (:mod:`~mmsokd.augment.image_priors`).
         prior_checkpoint: what ``tools/fit_tst_priors.py`` wrote, for ``prior='learned'``.
-        rgb: whether the network's pictures are RGB, and not BGR.
-        ignore_index: label of what a warp brings in from outside of a label map.
+        rgb: whether the network's pictures are RGB, and not BGR; a distiller asks its data preprocessor.
+        ignore_index: label of what a warp brings in from outside of a label map; a distiller fills in its student's.
 
     Raises:
         ValueError, FileNotFoundError: an option is not valid.

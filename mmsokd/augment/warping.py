@@ -7,7 +7,7 @@ A map is a matrix (N, 2, 3) in pixels about the picture's centre: the output's p
 from typing import NamedTuple
 
 import torch
-from mmengine.structures import BaseDataElement, PixelData
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -105,24 +105,43 @@ def warp_boxes(boxes: Tensor, matrix: Tensor, size: Tensor) -> Tensor:
 
 
 def has_places(samples: list) -> bool:
-    """Whether the annotations say where something is."""
+    """Whether the annotations say where something is.
+
+    Raises:
+        ValueError: they hold what does not follow a warp: instance masks, boxes that are no tensors, edges, depth.
+    """
+    for sample in samples:
+        for name in _REFUSED:
+            if name in sample:
+                raise ValueError(
+                    f'data_samples.{name}: expected boxes or semantic label maps, which follow the warp, found it'
+                )
+        for name in _BOXES:
+            if name in sample:
+                _check_instances(f'data_samples.{name}', sample.get(name))
     return any(name in sample for sample in samples for name in (*_BOXES, _LABELS))
+
+
+def _check_instances(key: str, instances: InstanceData) -> None:
+    if 'masks' in instances:
+        raise ValueError(f'{key}.masks: expected boxes alone, which follow the warp, found masks too')
+    if 'bboxes' in instances and not isinstance(instances.bboxes, Tensor):
+        raise ValueError(
+            f'{key}.bboxes: expected a tensor (boxtype2tensor=True of the data preprocessor), found '
+            f'{type(instances.bboxes).__name__}'
+        )
 
 
 def warp_samples(samples: list[BaseDataElement], matrix: Tensor, size: Tensor, fill: int = 255) -> list:
     """Copies of mmdet's or mmseg's samples with boxes and label maps warped; degenerate boxes are dropped.
 
     Args:
-        samples: one a picture.
+        samples: one a picture; :func:`has_places` has looked at them.
         matrix: (N, 2, 3), without a graph.
         size: (N, 2), height and width of the pictures.
         fill: label of what comes in from outside.
 
-    Raises:
-        ValueError: they hold annotations that do not follow the warp: instance masks, edges, depth.
     """
-    for name in (name for sample in samples for name in _REFUSED if name in sample):
-        raise ValueError(f'data_samples.{name}: expected boxes or semantic label maps, which follow the warp, found it')
     samples = [sample.clone() for sample in samples]  # the fields are shared, until they are set anew
     for name in _BOXES:
         _warp_instances(name, samples, matrix, size)
@@ -137,15 +156,6 @@ def warp_samples(samples: list[BaseDataElement], matrix: Tensor, size: Tensor, f
 def _warp_instances(name: str, samples: list, matrix: Tensor, size: Tensor) -> None:
     """Warp the boxes of the field ``name`` in place of the samples' old ones, all in one go."""
     chosen = [i for i, sample in enumerate(samples) if name in sample and len(sample.get(name))]
-    for i in chosen:
-        instances = samples[i].get(name)
-        if 'masks' in instances:
-            raise ValueError(f'data_samples.{name}.masks: expected boxes alone, which follow the warp, found masks too')
-        if not isinstance(instances.bboxes, Tensor):
-            raise ValueError(
-                f'data_samples.{name}.bboxes: expected a tensor (boxtype2tensor=True of the data preprocessor), found '
-                f'{type(instances.bboxes).__name__}'
-            )
     if not chosen:
         return
     counts = [len(samples[i].get(name)) for i in chosen]

@@ -53,7 +53,7 @@ class Cutter:
             with telling(key, 'tap'):
                 find_module(model, path)
         taps = [*stages.values(), *self._ends]
-        with _listening(model, taps) as self._feats, _timing(model) as (self._began, self._ended):
+        with _listening(model, taps) as self._feats, timing(model) as (self._began, self._ended):
             self.probe = probe(model, taps, size)
         before: tuple[str, int] | None = None
         for key, path in stages.items():
@@ -137,7 +137,7 @@ def _auxiliary_heads(model: nn.Module) -> list[str]:
 
 
 @contextmanager
-def _timing(model: nn.Module) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
+def timing(model: nn.Module) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
     """When each submodule was first called, and when its last call ended."""
     began: dict[str, int] = {}
     ended: dict[str, int] = {}

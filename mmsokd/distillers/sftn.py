@@ -1,17 +1,19 @@
 """SFTN: a teacher that is trained together with branches of its student."""
 
 import inspect
+import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mmengine.logging import print_log
 from mmengine.model import ModuleList
 from torch import Tensor, nn
 
 from mmsokd.checks import check_bool, check_integer, check_keys, check_number, telling
 from mmsokd.distillers.adapting import shape_text
 from mmsokd.distillers.build import build_model, load_weights
-from mmsokd.distillers.cutting import Cutter, Given, handing
+from mmsokd.distillers.cutting import Cutter, Given, handing, timing
 from mmsokd.distillers.face import Face
 from mmsokd.distillers.parts import build_part, part_class
 from mmsokd.distillers.schedule import Clock
@@ -120,14 +122,14 @@ class SFTNTeacherTrainer(Face):
                 find_module(self.teacher, parse_tap(stage.teacher).module)
         self.kl.find_taps({STUDENT: student, TEACHER: self.teacher})
         self._taps = [*(stage.teacher for stage in self._stages), self.kl.teacher_tap]
-        with telling(TEACHER):
+        with telling(TEACHER), timing(self.teacher) as (_, ended):
             theirs = probe(self.teacher, self._taps, size)
+        self._warn_of_frozen_stages(ended)
         self._tap = FeatureTap(self.teacher, self._taps, copied=theirs.overwritten)
         cutter = Cutter(student, {f'{s.key}.student': s.student for s in self._stages}, self.kl.student_tap, size)
         ours = cutter.probe
         self.branches = ModuleList(cutter.cut(i) for i in range(len(self._stages)))
-        if share_head:
-            self._share_head()
+        self._shared = self._share_head() if share_head else []
         self._branch_taps = [FeatureTap(x, [self.kl.student_tap], copied=ours.overwritten) for x in self.branches]
         self._calls = {TEACHER: theirs.calls, STUDENT: ours.calls}
         self._specs = [
@@ -136,13 +138,56 @@ class SFTNTeacherTrainer(Face):
         self.transforms = ModuleList(_build_transform(transform, *specs) for specs in self._specs)
         self.kl.build(ours.specs[self.kl.student_tap], theirs.specs[self.kl.teacher_tap])
 
-    def _share_head(self) -> None:
-        """Give all branches the first one's parts, but for those that are cut."""
-        for name, module in self.branches[0].named_children():
+    def _warn_of_frozen_stages(self, ended: Mapping[str, int]) -> None:
+        """Tell which branches leave the teacher where it does not learn yet; ``ended``: when each module's call did."""
+        frozen = []
+        for stage in self._stages:
+            end = ended.get(parse_tap(stage.teacher).module, math.inf)
+            before = (module for name, module in self.teacher.named_modules() if ended.get(name, math.inf) <= end)
+            if not any(p.requires_grad for module in before for p in module.parameters(recurse=False)):
+                frozen.append(stage.teacher)
+        if frozen:
+            print_log(
+                f'stages: expected parameters of the teacher that learn before {frozen}, found none (frozen_stages of '
+                'its backbone?): the branches from there learn, and do not bend the teacher',
+                'current',
+                logging.WARNING,
+            )
+
+    def _share_head(self) -> list[str]:
+        """Give all branches the first one's parts, but for those that are cut; the names of these parts.
+
+        They are children of the first branch alone: a parameter that is found twice would be in two groups of an
+        optimizer. The others hold them as plain attributes.
+        """
+        first, *others = self.branches
+        shared = []
+        for name, module in list(first.named_children()):
             parts = [getattr(branch, name) for branch in self.branches]
             if not any(isinstance(x, Given) for part in parts for x in part.modules()):
-                for branch in self.branches:
-                    branch.add_module(name, module)
+                shared.append(name)
+                for branch in others:
+                    delattr(branch, name)
+                    vars(branch)[name] = module
+        return shared
+
+    def _borrowed(self, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+        """Where in a state dict every branch but the first has the shared parts."""
+        for i, branch in list(enumerate(self.branches))[1:]:
+            for name in self._shared:
+                yield f'{prefix}branches.{i}.{name}.', getattr(branch, name)
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        """Every branch is whole in a checkpoint, so that any of them can be exported."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for path, module in self._borrowed(prefix):
+            module.state_dict(destination=destination, prefix=path, keep_vars=keep_vars)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        borrowed = tuple(path for path, _ in self._borrowed(prefix))
+        for key in [key for key in state_dict if key.startswith(borrowed)]:
+            del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def loss(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Tensor]:
         """The teacher's own losses, and of each branch ``sftn.loss_branch<i>`` and ``sftn.loss_kl<i>``, all weighted.

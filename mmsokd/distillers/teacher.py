@@ -18,13 +18,14 @@ from mmsokd.taps import FeatureTap, Probe, Tap, probe, run_for_taps
 class Normalization(NamedTuple):
     """How a data preprocessor maps pixels to inputs: ``(pixel - mean) / std``; ``flip`` swaps BGR and RGB before.
 
-    ``pad`` stands around smaller pictures of a batch; it is not normalised.
+    ``pad`` stands around smaller pictures of a batch, whose sides are multiples of ``divisor``; it is not normalised.
     """
 
     mean: Tensor  # (3 or 1, 1, 1)
     std: Tensor
     flip: bool
     pad: float
+    divisor: int
 
     @classmethod
     def of(cls, preprocessor: nn.Module | None) -> 'Normalization':
@@ -34,8 +35,8 @@ class Normalization(NamedTuple):
         )
         pad = getattr(preprocessor, 'pad_value', getattr(preprocessor, 'pad_val', 0))
         if not getattr(preprocessor, '_enable_normalize', False):
-            return cls(torch.zeros(1, 1, 1), torch.ones(1, 1, 1), flip, pad)
-        return cls(preprocessor.mean.cpu().clone(), preprocessor.std.cpu().clone(), flip, pad)
+            return cls(torch.zeros(1, 1, 1), torch.ones(1, 1, 1), flip, pad, _divisor(preprocessor))
+        return cls(preprocessor.mean.cpu().clone(), preprocessor.std.cpu().clone(), flip, pad, _divisor(preprocessor))
 
     def check(self, key: str) -> None:
         """Raise ValueError unless inputs can be made from other inputs by it."""
@@ -43,6 +44,28 @@ class Normalization(NamedTuple):
         if not real or not (self.mean.isfinite() & self.std.isfinite() & (self.std > 0)).all():
             mean, std = self.mean.flatten().tolist(), self.std.flatten().tolist()
             raise ValueError(f'{key}: expected a mean and a std > 0 a channel, found mean={mean} and std={std}')
+
+    def sizes(self, inputs: Tensor, data_samples: Iterable | None) -> list[tuple[int, int]]:
+        """Height and width of each picture in the upper left of the batch ``inputs`` (N, C, H, W); the rest is padding.
+
+        ``img_shape`` tells them where the preprocessor pads: mmdet's and mmseg's say so by ``pad_shape``, mmpretrain's
+        by its divisor. Elsewhere it may be what some transform has left behind, and the picture fills the batch.
+
+        Raises:
+            ValueError: a picture would be larger than the batch.
+        """
+        H, W = inputs.shape[-2:]
+        sizes = []
+        for i, sample in enumerate(data_samples or []):
+            pads = self.divisor > 1 or 'pad_shape' in sample.metainfo
+            height, width = sample.metainfo.get('img_shape', (H, W))[:2] if pads else (H, W)
+            if height > H or width > W:
+                raise ValueError(
+                    f'data_samples[{i}].img_shape: expected a picture within its batch of {H} x {W} pixels, found '
+                    f'{height} x {width}; some transform of the pipeline changes the picture and not its img_shape'
+                )
+            sizes.append((height, width))
+        return sizes
 
     def same(self, other: 'Normalization') -> bool:
         """Whether both give the same inputs inside the pictures."""
@@ -92,6 +115,7 @@ class Teacher:
         self._renorm: tuple[Tensor, Tensor] | None = None
         self._flip = False
         self._pad: float | None = None
+        self._sizes: Callable | None = None
 
     def __deepcopy__(self, memo: dict) -> 'Teacher':
         return self
@@ -131,7 +155,7 @@ class Teacher:
         ours.check(f'{self.name}.data_preprocessor')
         theirs.check('student.data_preprocessor')
         if not ours.same(theirs) or ours.pad != theirs.pad:
-            self._pad = ours.pad
+            self._pad, self._sizes = ours.pad, theirs.sizes
         if ours.same(theirs):
             return
         self._flip = ours.flip != theirs.flip
@@ -183,7 +207,7 @@ class Teacher:
             self._renorm = scale, shift = tuple(x.to(inputs.device, non_blocking=True) for x in self._renorm)
             out = (inputs.flip(1) if self._flip else inputs) * scale + shift
         height, width = inputs.shape[-2:]
-        shapes = [tuple(s.metainfo.get('img_shape', (height, width))[:2]) for s in data_samples or []]
+        shapes = self._sizes(inputs, data_samples)
         if all(shape == (height, width) for shape in shapes):
             return out
         limits = torch.tensor(shapes).to(inputs.device, non_blocking=True)  # (N, 2)

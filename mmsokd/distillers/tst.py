@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmsokd.augment import ImageAugmenter
 from mmsokd.augment.warping import has_places, warp_samples
@@ -31,7 +31,9 @@ class TSTDistiller(Distiller):
     :class:`~mmsokd.hooks.TSTHook`; without that hook's bursts this is the method's control.
 
     Args:
-        augmenter: config of an :class:`~mmsokd.augment.ImageAugmenter`.
+        augmenter: config of an :class:`~mmsokd.augment.ImageAugmenter`. A segmentor's heads tell its ``ignore_index``,
+            and the data preprocessor its ``rgb``: pictures are loaded as BGR, which it flips, or not. Give
+            ``rgb=True`` where they are loaded as RGB, as mmpretrain's CIFAR is.
         share: of the batch's pictures, which part gets a changed twin [ours]: the paper's 1 doubles the cost of a step.
             With less, the twins weigh less too.
         kwargs: :class:`Distiller`'s.
@@ -53,9 +55,19 @@ class TSTDistiller(Distiller):
         check_range('share', share, 0, 1)
         check_number('share', share, 1e-3)
         self.share = share
-        self.augmenter = build_part('augmenter', augmenter, 'augment')
-        check_part('augmenter', self.augmenter, ImageAugmenter)
         self._pixels = Normalization.of(self.data_preprocessor)
+        self._are_pixels = False  # not looked yet
+        ignored = _ignored_labels(self.student)
+        found = dict(ignore_index=next(iter(ignored.values()))) if ignored else {}
+        found['rgb'] = self._pixels.flip  # OpenMMLab loads BGR
+        self.augmenter = build_part('augmenter', augmenter, 'augment', **found)
+        check_part('augmenter', self.augmenter, ImageAugmenter)
+        for path, label in ignored.items():
+            if label != self.augmenter.ignore_index:
+                raise ValueError(
+                    f'augmenter.ignore_index: expected {label}, the ignore_index of student.{path}, found '
+                    f'{self.augmenter.ignore_index}'
+                )
 
     def loss(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Tensor]:
         """As :meth:`Distiller.loss`, of the pictures and their changed twins."""
@@ -77,14 +89,17 @@ class TSTDistiller(Distiller):
                 is normalised again. Padding stays as it is.
             samples: one a picture; what has boxes or label maps is copied.
             chi: the augmenter's logits to learn by (see :meth:`ImageAugmenter.forward`).
+
+        Raises:
+            ValueError: a sample says that its picture is larger than the batch, or what is got back is no pixels.
         """
         own = self._pixels
         mean, std = own.mean.to(inputs.device), own.std.to(inputs.device)
-        H, W = inputs.shape[-2:]
-        shapes = [tuple(sample.metainfo.get('img_shape', (H, W))[:2]) for sample in samples]
+        shapes = own.sizes(inputs, samples)
         together = has_places(samples)
         with torch.autocast(inputs.device.type, enabled=False):
             pixels = (inputs.float() * std + mean) / 255
+            self._check_pixels(pixels, shapes)
             draw = self.augmenter.sample(len(inputs))
             pixels, matrix, canvas = self.augmenter(pixels, draw, shapes, together, chi)
             changed = ((pixels * 255 - mean) / std).to(inputs.dtype)
@@ -93,6 +108,22 @@ class TSTDistiller(Distiller):
             if matrix is not None:
                 samples = warp_samples(samples, matrix, canvas.size, self.augmenter.ignore_index)
         return changed, samples
+
+    def _check_pixels(self, pixels: Tensor, sizes: list[tuple[int, int]]) -> None:
+        """Look at the first batch: what an operator such as Invert makes of other numbers, no network has ever seen.
+
+        Wide limits: a colour transform before may leave 0 and 255 behind. Padding is not looked at.
+        """
+        if self._are_pixels:
+            return
+        ends = [picture[:, :h, :w].aminmax() for picture, (h, w) in zip(pixels, sizes, strict=True)]
+        low, high = min(float(end.min) for end in ends) * 255, max(float(end.max) for end in ends) * 255
+        if low < -64 or high > 510 or 0 < max(-low, high) < 8:
+            raise ValueError(
+                f'data_preprocessor: expected pixels of 0 to 255 before its normalization, found {low:.3g} to '
+                f'{high:.3g}; let it normalize with mean and std, and no transform of the pipeline'
+            )
+        self._are_pixels = True
 
     def search_losses(self, inputs: Tensor, samples: list, chi: Mapping[str, Tensor]) -> dict[str, Tensor]:
         r"""Stage II's objective on one batch: the teacher shall be right on the changed pictures, the student wrong.
@@ -118,3 +149,10 @@ class TSTDistiller(Distiller):
         with flipped(self.student):
             wrong = self.parse_losses(self.student(images, samples, mode='loss'))[0]
         return dict(teacher=torch.stack(totals).mean(), student=wrong)
+
+
+def _ignored_labels(student: nn.Module) -> dict[str, int]:
+    """Path -> the label that a head of mmseg leaves out."""
+    heads = {path: module for path, module in student.named_modules() if hasattr(module, 'loss_decode')}
+    labels = {path: getattr(head, 'ignore_index', None) for path, head in heads.items()}
+    return {path: label for path, label in labels.items() if label is not None}

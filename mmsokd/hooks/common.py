@@ -44,6 +44,22 @@ def _unwrapped(runner: Runner) -> nn.Module:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
+def save_as_it_is(checkpoint: dict, part: nn.Module, prefix: str) -> None:
+    """Save the state of a part of the model that EMAHook does not average.
+
+    That hook has put its copy's in, which are no parameters and stand as they were when it was copied; so the hook that
+    calls this comes after it.
+
+    Args:
+        checkpoint: what is saved.
+        part: of the model, without parameters.
+        prefix: of its keys in the model's state dict.
+    """
+    if 'ema_state_dict' in checkpoint:
+        for key, value in part.state_dict(prefix=prefix).items():
+            checkpoint['state_dict'][key] = checkpoint['ema_state_dict'][f'module.{key}'] = value
+
+
 def mean_over_ranks(values: dict[str, Tensor]) -> dict[str, Tensor]:
     """The mean of each of some small tensors over the processes, on the host, by one message.
 

@@ -13,9 +13,9 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mmsokd.augment import FeatureAugmentationNeck, unrolled_gradient
+from mmsokd.augment import FeatureAugmentationNeck, ImageAugmenter, unrolled_gradient
 from mmsokd.checks import check_choice, check_integer, check_number, check_pair
-from mmsokd.hooks.common import distiller_of, has_distiller, mean_over_ranks
+from mmsokd.hooks.common import distiller_of, has_distiller, mean_over_ranks, save_as_it_is
 from mmsokd.registry import HOOKS
 
 
@@ -193,6 +193,8 @@ class PolicySearchHook(Hook):
     def _unrolled(self, runner: Runner, data_batch: Any) -> dict[str, dict[str, Tensor]]:
         """The gradient of the training loss after a virtual step, every pass with one draw and one random state.
 
+        The step that follows draws as if these passes had not been.
+
         With several ranks each makes the virtual step of its own batch; the results are averaged.
         """
         distiller = distiller_of(runner)
@@ -200,13 +202,13 @@ class PolicySearchHook(Hook):
         device = weights[0].device
         with ExitStack() as stack:
             chis = {name: stack.enter_context(neck.exposed(device)) for name, neck in self._necks.items()}
-            restore = stack.enter_context(_untouched_buffers(distiller))
+            restore = stack.enter_context(_untouched(distiller))
             # A copy: some batch augmentations change the boxes in place, and the ordinary step comes after.
             data = distiller.data_preprocessor(copy.deepcopy(data_batch), True)
             states = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == 'cuda' else None
 
             def loss() -> Tensor:
-                restore()  # a memory bank that the last pass moved would make this one another function
+                restore()  # a bank or a clock of draws that the last pass moved would make this one another function
                 torch.set_rng_state(states[0])
                 if states[1] is not None:
                     torch.cuda.set_rng_state(states[1], device)
@@ -241,14 +243,10 @@ class PolicySearchHook(Hook):
         return '\n'.join(lines)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Save the optimizers; the policies themselves are in the model's state dict.
-
-        EMAHook has put its copy's there, which are no parameters and stand as they were when it was copied.
-        """
+        """Save the optimizers; the policies themselves are in the model's state dict."""
         checkpoint['policy_search'] = {name: adam.state_dict() for name, adam in self._optimizers.items()}
-        if self._necks and 'ema_state_dict' in checkpoint:
-            for key, value in distiller_of(runner).refine.necks.state_dict(prefix='refine.necks.').items():
-                checkpoint['state_dict'][key] = checkpoint['ema_state_dict'][f'module.{key}'] = value
+        if self._necks:
+            save_as_it_is(checkpoint, distiller_of(runner).refine.necks, 'refine.necks.')
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Resume the optimizers."""
@@ -260,13 +258,14 @@ class PolicySearchHook(Hook):
 
 
 @contextmanager
-def _untouched_buffers(model: nn.Module) -> Iterator[Callable[[], None]]:
-    """Undo what extra passes do to buffers (BatchNorm's running statistics, memory banks).
+def _untouched(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Undo what extra passes do to buffers (BatchNorm's running statistics, memory banks) and to TST's clock of draws.
 
     Gives a function that does so at once.
     """
     saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
     versions = [buffer._version for buffer, _ in saved]
+    clocks = [(module, module.draws) for module in model.modules() if isinstance(module, ImageAugmenter)]
 
     @torch.no_grad()
     def restore() -> None:
@@ -274,6 +273,8 @@ def _untouched_buffers(model: nn.Module) -> Iterator[Callable[[], None]]:
             if buffer._version != versions[i]:  # frozen statistics never change, and a bank may be large
                 buffer.copy_(value)
                 versions[i] = buffer._version
+        for augmenter, draws in clocks:
+            augmenter.draws = draws
 
     try:
         yield restore

@@ -13,14 +13,18 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
+from mmsokd.augment import ImageAugmenter
 from mmsokd.checks import check_integer, check_positive, check_range
 from mmsokd.distillers import TSTDistiller
-from mmsokd.hooks.common import distiller_of, has_distiller, mean_over_ranks
+from mmsokd.hooks.common import distiller_of, has_distiller, mean_over_ranks, save_as_it_is
 from mmsokd.losses.flipped import task_losses
 from mmsokd.registry import HOOKS
 
 # A pass whose loss falls by less than both has stopped falling [authors' code].
 _FALL, _RELATIVE_FALL, _DECAY = 0.02, 0.02, 0.9
+# Draws between two bursts' clocks, and from the training's: 2^32 over the golden ratio, so that they lie far apart
+# among the 2^32 seeds that PyTorch tells apart.
+_FAR = 2_654_435_769
 
 
 @HOOKS.register_module()
@@ -57,7 +61,7 @@ class TSTHook(Hook):
         TypeError: the model is no :class:`~mmsokd.distillers.TSTDistiller`.
     """
 
-    priority = 'NORMAL'
+    priority = 'BELOW_NORMAL'  # after EMAHook, which changes what is saved
 
     def __init__(
         self,
@@ -102,6 +106,7 @@ class TSTHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Find the iterations before which there is a burst."""
+        distiller_of(runner)  # a plain model can be tested beside this hook, and not trained
         length = 1 if self._key == 'iters' else _iterations_a_pass(runner)
         self._starts = {time * length for time in self._times}
         late = [time for time in self._times if time * length >= runner.max_iters]
@@ -114,8 +119,13 @@ class TSTHook(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """A burst, if it is time."""
         if runner.iter in self._starts:
-            with _apart(runner.iter), _evaluating(distiller_of(runner)):
+            distiller = distiller_of(runner)
+            with _apart(runner.iter, distiller.augmenter), _evaluating(distiller):
                 self._burst(runner)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """The augmenter is saved as it is, also beside EMAHook."""
+        save_as_it_is(checkpoint, distiller_of(runner).augmenter, 'augmenter.')
 
     def _burst(self, runner: Runner) -> None:
         augmenter = distiller_of(runner).augmenter
@@ -227,10 +237,11 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _apart(time: int) -> Iterator[None]:
-    """Random numbers of the burst's own; afterwards the training goes on with its own."""
+def _apart(time: int, augmenter: ImageAugmenter) -> Iterator[None]:
+    """Random numbers and draws of the burst's own; afterwards the training goes on with its own."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    python, numpy = random.getstate(), np.random.get_state()
+    python, numpy, draws = random.getstate(), np.random.get_state(), augmenter.draws
+    augmenter.draws = (1 + time) * _FAR
     with torch.random.fork_rng(devices):
         seed = (torch.initial_seed() + 1_000_003 * time) % 2**32
         random.seed(seed)
@@ -241,3 +252,4 @@ def _apart(time: int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+            augmenter.draws = draws

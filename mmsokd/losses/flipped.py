@@ -61,25 +61,29 @@ def _cross_entropy(
     ignore_index: int | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    if getattr(module, 'use_sigmoid', False):
-        given = dict(weight=weight, avg_factor=avg_factor, reduction_override=reduction_override, **kwargs)
-        return forward(-pred, label, **given, **({} if ignore_index is None else dict(ignore_index=ignore_index)))
+    own = getattr(module, 'ce', module)  # LabelSmoothLoss's
+    reduction = reduction_override or module.reduction
+    given = {} if ignore_index is None else dict(ignore_index=ignore_index)
     if ignore_index is None:
         ignore_index = getattr(module, 'ignore_index', None)
     ignore_index = -100 if ignore_index is None else ignore_index
+    if avg_factor is None and reduction == 'mean' and not label.is_floating_point():
+        # Over what is labelled: a warp brings in more of what is not.
+        avg_factor = ((label != ignore_index) & (label >= 0)).sum().clamp(min=1)
+        if own.use_sigmoid:  # a mean over the classes too, as the task loss
+            avg_factor = avg_factor * (pred.numel() // max(label.numel(), 1))
+    if own.use_sigmoid:
+        given.update(weight=weight, avg_factor=avg_factor, reduction_override=reduction_override, **kwargs)
+        return forward(-pred, label, **given)
     loss = flipped_cross_entropy(pred, label, ignore_index)
-    class_weight = getattr(module, 'class_weight', None)
-    if class_weight is not None and not label.is_floating_point():
-        loss = loss * pred.new_tensor(class_weight)[label.clamp(0, pred.shape[1] - 1)]
-    if avg_factor is None and not label.is_floating_point():
-        # Per labelled pixel: a warp brings in more of what is not labelled.
-        avg_factor = (label != ignore_index).sum().clamp(min=1)
-    return module.loss_weight * _reduce(loss, weight, avg_factor, reduction_override or module.reduction)
+    if own.class_weight is not None and not label.is_floating_point():
+        loss = loss * pred.new_tensor(own.class_weight)[label.clamp(0, pred.shape[1] - 1)]
+    return module.loss_weight * _reduce(loss, weight, avg_factor, reduction)
 
 
 def _negated(module: nn.Module, forward: Callable, pred: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """What is a function of sigmoid(x): ``p -> 1 - p`` is ``x -> -x``."""
-    return forward(-pred, *args, **kwargs)
+    """What is a function of ``p = sigmoid(x)``: ``p -> 1 - p``, which is ``x -> -x``."""
+    return forward(1 - pred if getattr(module, 'activated', False) else -pred, *args, **kwargs)
 
 
 def _bounded(
@@ -115,7 +119,7 @@ def _reduce(loss: Tensor, weight: Tensor | None, avg_factor: Any, reduction: str
 # By the names that mmdet, mmseg and mmpretrain register. The bounds are ours; of GIoU and DIoU they are their own.
 TWINS: dict[str, Callable] = {
     'CrossEntropyLoss': _cross_entropy,
-    'LabelSmoothLoss': _cross_entropy,  # of the hard label
+    'LabelSmoothLoss': _cross_entropy,  # of the hard label; with a sigmoid, of the smoothed ones
     'FocalLoss': _negated,
     'QualityFocalLoss': _negated,
     'L1Loss': partial(_bounded, bound=1.0),

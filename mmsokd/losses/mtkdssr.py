@@ -174,6 +174,11 @@ class MTKDSSRLoss(TermLoss):
                 "MTKDSSRLoss.activation: expected 'softmax', in which the auxiliary heads learn, or as many "
                 f'num_responses as stages, {stages}, found {activation!r}'
             )
+        if heads and response_weight > 0 and auxiliary_weight == 0:
+            raise ValueError(
+                "MTKDSSRLoss.auxiliary_weight: expected a number > 0, by which alone the teacher's auxiliary heads "
+                f'learn, beside response_weight={response_weight}, found {auxiliary_weight}'
+            )
         self.weights = list(weights.values())
         self.responding = dict(tau=tau, activation=activation)
         self.review = review

@@ -13,7 +13,7 @@ from torch.autograd import gradcheck
 from torchvision.transforms import functional as TF
 
 from mmsokd.augment.image_ops import CUTOUT_SIDE, IMAGE_OPS, posterize, solarize
-from mmsokd.augment.warping import Canvas, identity, warp, warp_boxes, warp_labels, warp_samples
+from mmsokd.augment.warping import Canvas, has_places, identity, warp, warp_boxes, warp_labels, warp_samples
 from tests.reference import image as reference
 
 LEVELS = [-0.9, -0.37, 0.0, 0.5, 0.9]
@@ -348,8 +348,8 @@ def test_label_maps_of_samples():
 def test_what_does_not_follow_is_refused():
     sample = SegDataSample(gt_depth_map=PixelData(data=torch.zeros(1, 20, 31)))
     with pytest.raises(ValueError, match=r'data_samples\.gt_depth_map: expected boxes or semantic label maps'):
-        warp_samples([sample], MATRICES[:1], SIZE[:1])
+        has_places([sample])
     sample = DetDataSample()
     sample.gt_instances = InstanceData(bboxes=torch.rand(2, 4), labels=torch.zeros(2), masks=torch.zeros(2, 4, 4))
     with pytest.raises(ValueError, match=r'data_samples\.gt_instances\.masks: expected boxes alone'):
-        warp_samples([sample], MATRICES[:1], SIZE[:1])
+        has_places([sample])

@@ -192,6 +192,38 @@ def test_a_hook_for_distillers_beside_sftns_trainer_is_told():
         PolicySearchHook().before_train(running)
 
 
+class Searching:
+    """The least of a Runner that PolicySearchHook asks for; looks at the pictures that the student is given."""
+
+    def __init__(self, model):
+        self.model = model
+        self.optim_wrapper = SimpleNamespace(optim_context=lambda _: nullcontext())
+        self.iter, self.max_iters, self.max_epochs, self.cfg = 0, 10, 1, {}
+        self.train_dataloader = [None]
+        self.logger = logging.getLogger('combined')
+        self.seen = []
+        model.student.backbone.register_forward_pre_hook(lambda _, args: self.seen.append(args[0].clone()))
+
+
+def test_an_unrolled_search_sees_one_draw_of_the_pictures():
+    """In its four passes those of the training step, which goes on as if there had been no search."""
+    batch = raw_cls_batch(4, 32)
+    searching, plain = (Searching(build(('tst', 'sokd'))) for _ in range(2))
+    hook = PolicySearchHook(mode='unrolled', search_iters=5)
+    hook.before_run(searching)
+    hook.before_train(searching)
+    for i in range(3):
+        searching.iter = i
+        losses_of(plain.model, batch)
+        hook.before_train_iter(searching, i, batch)
+        losses_of(searching.model, batch)
+        assert len(searching.seen) == 5
+        assert all(torch.equal(pictures, plain.seen[-1]) for pictures in searching.seen)
+        searching.seen.clear()
+    assert not torch.equal(*plain.seen[-2:])
+    assert searching.model.augmenter.draws == plain.model.augmenter.draws == 3
+
+
 # ---- a run ----------------------------------------------------------------------------------------------------------
 
 

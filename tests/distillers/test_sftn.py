@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 from mmengine.hub import get_config
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.runner import load_checkpoint as fill
+from mmengine.runner.checkpoint import get_state_dict
 
 from mmsokd.distillers.cutting import Cutter, Given, handing
 from mmsokd.export import export_part
@@ -192,6 +193,21 @@ def test_gradients_of_the_branches_reach_the_teacher(detach):
     assert reached(model, losses['teacher.loss']) == every
 
 
+def test_a_branch_that_cannot_bend_the_teacher_is_told(capfd):
+    """What mmdet freezes by default; the warning names the stages that no gradient of the branches passes."""
+    teacher = retinanet(24)
+    teacher['backbone']['frozen_stages'] = 2
+    model = trainer(teacher, retinanet(16), DET, STAGES, 128, detach_teacher=True)
+    told = ''.join(capfd.readouterr())
+    assert told.count('expected parameters of the teacher that learn before') == 1
+    assert "before ['backbone.layer1', 'backbone.layer2'], found none" in told
+    losses = losses_of(model)
+    passed = [reached(model, losses[f'sftn.loss_branch{i}']) for i in (1, 2, 3)]
+    assert passed == [set(), set(), {'backbone.layer3'}]
+    trainer(retinanet(24), retinanet(16), DET, STAGES, 128)
+    assert 'expected parameters of the teacher' not in ''.join(capfd.readouterr())
+
+
 @pytest.mark.parametrize('share_head', [False, True])
 def test_every_parameter_learns(share_head):
     model = small(share_head=share_head)
@@ -200,6 +216,38 @@ def test_every_parameter_learns(share_head):
     heads = {id(branch.head.fc.weight) for branch in model.branches}
     assert len(heads) == (1 if share_head else 2)
     assert len({id(branch.backbone) for branch in model.branches}) == 2
+
+
+@pytest.mark.parametrize(
+    'paramwise', [dict(norm_decay_mult=0.0), dict(custom_keys={'branches': dict(lr_mult=0.1)})], ids=str
+)
+def test_a_shared_head_has_one_place_in_the_optimizer(paramwise):
+    model = small(share_head=True)
+    cfg = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1, weight_decay=1e-4), paramwise_cfg=paramwise)
+    groups = build_optim_wrapper(model, cfg).param_groups
+    found = [id(p) for group in groups for p in group['params'] if p.requires_grad]  # MMEngine adds a constant
+    assert sorted(found) == sorted(map(id, model.parameters()))
+    assert len(list(model.parameters())) == len(list(small().parameters())) - 2  # a head's weight and bias
+
+
+@pytest.mark.parametrize('state_of', [torch.nn.Module.state_dict, get_state_dict], ids=['torch', 'mmengine'])
+def test_a_shared_head_is_whole_in_each_branch_of_a_checkpoint(state_of):
+    model = small(share_head=True)
+    state = state_of(model)
+    assert set(state) == set(small().state_dict())
+    for i in (0, 1):
+        branch = export_part(dict(state_dict=state), f'branches.{i}')['state_dict']
+        assert torch.equal(branch['head.fc.weight'], model.branches[0].head.fc.weight)
+    other = small(share_head=True)
+    for parameter in other.parameters():
+        parameter.data.zero_()
+    other.load_state_dict(state, strict=True)
+    assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
+    twin = copy.deepcopy(model)  # as EMAHook makes it
+    assert twin.branches[1].head is twin.branches[0].head
+    assert twin.branches[1].head is not model.branches[0].head
+    builders.step(twin, OptimWrapper(torch.optim.SGD(twin.parameters(), lr=0.1)), batch())
+    assert not torch.equal(twin.state_dict()['branches.1.head.fc.weight'], state['branches.1.head.fc.weight'])
 
 
 # ---- the cut --------------------------------------------------------------------------------------------------------

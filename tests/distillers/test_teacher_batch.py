@@ -10,7 +10,7 @@ from mmengine.hub import get_config
 
 from mmsokd.distillers.teacher import Teacher
 from mmsokd.registry import MODELS
-from tests.builders import IMAGENET, distiller, losses_of, raw_batch, retinanet, use_scope
+from tests.builders import IMAGENET, classifier, distiller, losses_of, raw_batch, raw_cls_batch, retinanet, use_scope
 from tests.distillers.test_families import override, yolox
 
 PLAIN = dict(type='DetDataPreprocessor', pad_value=114.0, pad_size_divisor=32)
@@ -55,6 +55,20 @@ def test_padding_costs_nothing_where_there_is_none():
     teacher.match_normalization(student.data_preprocessor)
     data = student.data_preprocessor(raw_batch(), False)
     assert teacher.prepare(**data) is data['inputs']
+
+
+def test_a_shape_that_some_transform_left_behind_does_not_count():
+    """mmpretrain's pictures fill their batch: after torchvision's crops img_shape is that of the file."""
+    other = dict(type='ClsDataPreprocessor', mean=[0.0] * 3, std=[50.0] * 3, to_rgb=False)
+    teacher = Teacher('teacher', classifier(12, data_preprocessor=other))
+    student = MODELS.build(classifier(8))
+    teacher.match_normalization(student.data_preprocessor)
+    batch = raw_cls_batch()
+    for sample, left in zip(batch['data_samples'], [(500, 375), (40, 40)], strict=True):
+        sample.set_metainfo(dict(img_shape=left))
+    ours = student.data_preprocessor(copy.deepcopy(batch), False)
+    theirs = teacher.module.data_preprocessor(copy.deepcopy(batch), False)
+    torch.testing.assert_close(teacher.prepare(**ours), theirs['inputs'], rtol=1e-4, atol=1e-3)
 
 
 def narrow_yolox(channels, **changes):

@@ -2,8 +2,11 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from mmdet.structures.bbox import HorizontalBoxes
+from mmdet.structures.mask import BitmapMasks
 from mmengine.optim import OptimWrapper
 from torch.nn import functional as F
 
@@ -25,6 +28,8 @@ from tests.builders import (
 )
 
 close = torch.testing.assert_close
+AUX = dict(type='FCNHead', in_index=2, channels=8, num_convs=1, num_classes=4, norm_cfg=dict(type='BN'))
+AUX['loss_decode'] = dict(type='CrossEntropyLoss', loss_weight=0.4)
 LOGITS = dict(loss_kd=dict(type='mmsokd.KDLoss', tap='head.fc'))
 
 
@@ -101,6 +106,59 @@ def test_operators_see_pixels_and_not_normalised_inputs():
     close(images, inverted['inputs'], atol=1e-3, rtol=0)
 
 
+NORMALIZING = dict(mean=[127.5] * 3, std=[127.5] * 3)
+
+
+@pytest.mark.parametrize(
+    ('preprocessor', 'scale', 'shift', 'found'),
+    [
+        (dict(), 1 / 58, -2.0, r'-2 to 2\.4'),  # normalised by the pipeline
+        (NORMALIZING, 1 / 58, -2.0, r'-2 to 2\.4'),  # by both
+        (dict(), 1 / 255, 0.0, '0 to 1'),
+        (NORMALIZING, 256.0, 0.0, r'0 to 6\.53e\+04'),  # 16 bits
+    ],
+)
+def test_what_are_no_pixels_is_told(preprocessor, scale, shift, found):
+    preprocessor = dict(type='ClsDataPreprocessor', **preprocessor)
+    nets = [classifier(width, data_preprocessor=preprocessor) for width in (8, 12)]
+    model, batch = build('cls', student=nets[0], teacher=nets[1])
+    batch['inputs'] = [x.float() * scale + shift for x in batch['inputs']]
+    with pytest.raises(ValueError, match=rf'^data_preprocessor: expected pixels of 0 to 255 .* found {found}; let it'):
+        losses_of(model, batch)
+
+
+def test_the_preprocessor_tells_the_order_of_the_channels():
+    """The same files, in one model as RGB and in the other as BGR, lose nine tenths of their colour alike."""
+    changed = {}
+    for to_rgb in (True, False):
+        preprocessor = dict(type='ClsDataPreprocessor', to_rgb=to_rgb, **NORMALIZING)
+        nets = [classifier(width, data_preprocessor=preprocessor) for width in (8, 12)]
+        model, batch = build('cls', student=nets[0], teacher=nets[1])
+        model.augmenter.magnitude.fill_(20.0)
+        data = preprocess(force(model, 'Color', sign=-1.0), batch)
+        changed[to_rgb], _ = model.augment(data['inputs'], data['data_samples'])
+    loaded_as_rgb = dict(augmenter=dict(type='mmsokd.ImageAugmenter', rgb=True))
+    assert build('cls', student=nets[0], teacher=nets[1], **loaded_as_rgb)[0].augmenter.rgb
+    rgb = (torch.stack(batch['inputs']).float() / 127.5 - 1).flip(1)  # files are BGR
+    grey = 0.299 * rgb[:, 0] + 0.587 * rgb[:, 1] + 0.114 * rgb[:, 2]
+    expected = 0.1 * rgb + 0.9 * grey[:, None]
+    close(changed[True], expected, rtol=0, atol=2e-3)
+    close(changed[False].flip(1), expected, rtol=0, atol=2e-3)
+
+
+def test_what_are_pixels_is_not_refused():
+    for scale, shift in [(1.4, -20.0), (0.05, 0.0), (0.0, 0.0)]:  # a colour transform, dark pictures, black ones
+        model, batch = build('cls')
+        batch['inputs'] = [x.float() * scale + shift for x in batch['inputs']]
+        losses_of(model, batch)
+    padded = retinanet(16)
+    padded['data_preprocessor'] = dict(padded['data_preprocessor'], pad_value=114.0)  # after normalisation
+    model, batch = build('det', student=padded)
+    batch['inputs'][1] = batch['inputs'][1][:, :40, :56]
+    batch['data_samples'][1].set_metainfo(dict(img_shape=(40, 56)))
+    losses_of(model, batch)
+
+
 def test_padding_stays_and_pictures_change_as_they_would_alone():
     model, batch = build('det')
     batch['inputs'][1] = batch['inputs'][1][:, :40, :56]
@@ -118,6 +176,29 @@ def test_padding_stays_and_pictures_change_as_they_would_alone():
     close(images[1, :, :40, :56], alone[0], atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize('left', [(500, 375), (40, 40)])
+def test_a_shape_that_some_transform_left_behind_does_not_count(left):
+    """mmpretrain's pictures fill their batch: after torchvision's crops img_shape is that of the file."""
+    model, batch = build('cls')
+    data = preprocess(force(model, 'Rotate', 'Cutout'), batch)
+    right, _ = model.augment(data['inputs'], data['data_samples'])
+    for sample in data['data_samples']:
+        sample.set_metainfo(dict(img_shape=left))
+    images, _ = model.augment(data['inputs'], data['data_samples'])
+    assert torch.equal(images, right)
+
+
+@pytest.mark.parametrize('task', ['cls', 'det'])
+def test_a_shape_that_does_not_fit_is_told(task):
+    padding = dict(type='ClsDataPreprocessor', pad_size_divisor=32)
+    more = dict(student=classifier(8, data_preprocessor=padding)) if task == 'cls' else {}
+    model, batch = build(task, **more)
+    data = preprocess(model, batch)
+    data['data_samples'][1].set_metainfo(dict(img_shape=(40, 80)))
+    with pytest.raises(ValueError, match=r'^data_samples\[1\]\.img_shape: expected .* 64 x 64 pixels, found 40 x 80; '):
+        model.augment(data['inputs'], data['data_samples'])
+
+
 def test_boxes_follow_the_warp():
     model, batch = build('det')
     data = preprocess(force(model, 'TranslateX'), batch)  # half of 150 / 331 of 64 pixels to the right
@@ -132,6 +213,20 @@ def test_boxes_follow_the_warp():
     assert [s is d for s, d in zip(data['data_samples'], doubled[:2], strict=True)] == [True, True]
 
 
+@pytest.mark.parametrize('what', ['masks', 'boxes'])
+def test_what_does_not_follow_a_warp_is_told_whatever_is_drawn(what):
+    """Before the first draw that moves something, which may be many steps away."""
+    model, batch = build('det')
+    data = preprocess(force(model, 'Brightness'), batch)
+    instances = data['data_samples'][1].gt_instances
+    if what == 'masks':
+        instances.masks = BitmapMasks(np.zeros((2, 64, 64), np.uint8), 64, 64)
+    else:
+        instances.bboxes = HorizontalBoxes(instances.bboxes)
+    with pytest.raises(ValueError, match=r'^data_samples\.gt_instances\.(masks|bboxes): expected '):
+        model(**data, mode='loss')
+
+
 def test_label_maps_follow_the_warp():
     model, batch = build('seg')
     data = preprocess(force(model, 'TranslateY', sign=-1.0), batch)
@@ -140,6 +235,47 @@ def test_label_maps_follow_the_warp():
     for old, new in zip(data['data_samples'], samples, strict=True):
         assert torch.equal(new.gt_sem_seg.data[:, : 64 - shift - 1], old.gt_sem_seg.data[:, shift:63])
         assert (new.gt_sem_seg.data[:, 64 - shift :] == 255).all()
+
+
+def ignoring(label, **kwargs):
+    nets = [segmentor(width, auxiliary_head=copy.deepcopy(AUX)) for width in (8, 12)]
+    for net in nets:
+        net['auxiliary_head']['in_channels'] = net['backbone']['base_channels'] * 4
+        for head in ('decode_head', 'auxiliary_head'):
+            net[head]['ignore_index'] = label
+        net['data_preprocessor'] = dict(net['data_preprocessor'], seg_pad_val=label)
+    nets[0]['auxiliary_head'].update(kwargs)
+    return dict(student=nets[0], teacher=nets[1])
+
+
+def test_what_a_warp_brings_in_has_the_label_that_the_heads_leave_out():
+    model, batch = build('seg', **ignoring(3))
+    for sample in batch['data_samples']:
+        sample.gt_sem_seg.data[sample.gt_sem_seg.data == 255] = 3
+    data = preprocess(force(model, 'TranslateX', sign=-1.0), batch)
+    _, samples = model.augment(data['inputs'], data['data_samples'])
+    shift = round(0.5 * 150 / 331 * 64)
+    assert all((sample.gt_sem_seg.data[:, :, 64 - shift :] == 3).all() for sample in samples)
+    assert all(value.isfinite() for name, value in losses_of(model, batch).items() if 'loss' in name)
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'message'),
+    [
+        (
+            dict(ignoring(3), augmenter=dict(type='mmsokd.ImageAugmenter', ignore_index=255)),
+            r'^augmenter\.ignore_index: expected 3, the ignore_index of student\.decode_head, found 255$',
+        ),
+        (
+            ignoring(255, ignore_index=3),
+            r'^augmenter\.ignore_index: expected 3, the ignore_index of student\.auxiliary_head, found 255$',
+        ),
+    ],
+    ids=['augmenter', 'heads'],
+)
+def test_two_labels_that_are_left_out_are_told(cfg, message):
+    with pytest.raises(ValueError, match=message):
+        build('seg', **cfg)
 
 
 def test_a_part_of_the_batch():

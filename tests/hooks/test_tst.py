@@ -123,6 +123,33 @@ def test_a_burst_leaves_the_training_alone(data, tmp_path):
     assert looked[0]
 
 
+class Draws(Hook):
+    """Of the training, of each burst, and the batches' order; the augmenter is looked at and not changed."""
+
+    def before_run(self, runner):
+        self.training, self.bursts = [], []
+        augmenter = runner.model.augmenter
+        sample = augmenter.sample
+
+        def look(n):
+            draw = sample(n)
+            seen = self.training if runner.model.training else self.bursts
+            seen.append((draw.ops, draw.uniforms.tolist(), draw.signs.tolist(), draw.centre.tolist()))
+            return draw
+
+        augmenter.sample = look
+
+
+def test_the_training_draws_as_without_bursts(data, tmp_path):
+    with_bursts, without = Draws(), Draws()
+    run(data, tmp_path / 'with', 3, hooks=[with_bursts], epochs=[1, 2], passes=2)
+    run(data, tmp_path / 'without', 3, hooks=[without], epochs=[])
+    assert with_bursts.training == without.training
+    assert [len(without.training), len(without.bursts), len(with_bursts.bursts)] == [6, 0, 8]
+    every = [uniforms for _, uniforms, _, _ in with_bursts.training + with_bursts.bursts]
+    assert len({tuple(uniforms) for uniforms in every}) == 14
+
+
 def test_a_killed_run_resumes_exactly(data, tmp_path):
     times = dict(epochs=[1, 2], passes=2, lr=0.5)
 
@@ -141,6 +168,19 @@ def test_a_killed_run_resumes_exactly(data, tmp_path):
     assert a.keys() == b.keys()
     assert not [name for name in a if not torch.equal(a[name], b[name])]
     assert a['augmenter._extra_state'][:25].any()
+
+
+def test_a_checkpoint_beside_ema_has_the_augmenter_as_it_is(data, tmp_path):
+    """EMAHook's copy of it was made before any burst; and it is the copy's state that EMAHook saves as the model's."""
+    cfg = config(
+        data, tmp_path, model=TST, hooks=[dict(type='mmsokd.TSTHook', epochs=[1], lr=1.0), dict(type='EMAHook')]
+    )
+    trained = train(cfg).model.augmenter
+    checkpoint = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)
+    expected = torch.cat([trained.probability, trained.magnitude, torch.tensor([float(trained.draws)])]).double()
+    assert expected[:25].any()
+    for state, prefix in ((checkpoint['state_dict'], ''), (checkpoint['ema_state_dict'], 'module.')):
+        assert torch.equal(state[f'{prefix}augmenter._extra_state'], expected)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,21 @@ def test_segmentation_is_a_mean_over_the_labelled_pixels():
     assert turned(seg.CrossEntropyLoss(), logits, torch.full_like(labels, 255), ignore_index=255) == 0
 
 
+@pytest.mark.parametrize('channels', [1, 3])
+def test_binary_segmentation_is_a_mean_over_the_labelled_pixels(channels):
+    logits = torch.randn(2, channels, 3, 4, dtype=torch.float64)
+    labels = torch.randint(0, max(2, channels), (2, 3, 4))
+    labels[0, :2] = 255
+    each = [
+        reference.bce(logits[n, k, y, x].item(), float(labels[n, y, x] == (k if channels > 1 else 1)))
+        for n, y, x in (labels != 255).nonzero().tolist()
+        for k in range(channels)
+    ]
+    assert len(each) == 16 * channels
+    found = turned(seg.CrossEntropyLoss(use_sigmoid=True, loss_weight=0.4), logits, labels, ignore_index=255)
+    close(found.item(), 0.4 * sum(each) / len(each), rtol=1e-5, atol=0)
+
+
 def test_a_sure_student_cannot_rule_the_sum():
     logits = torch.tensor([[60.0, 0.0], [0.0, 0.0], [-60.0, 0.0]], requires_grad=True)
     loss = flipped_cross_entropy(logits, torch.tensor([0, 0, 0]))
@@ -85,6 +100,36 @@ def test_binary_cross_entropy_swaps_its_targets():
     rows = zip(logits[:, 0].tolist(), targets.tolist(), strict=True)
     found = turned(det.CrossEntropyLoss(use_sigmoid=True), logits[:, 0], targets, avg_factor=6)
     close(found.item(), sum(reference.bce(x, t) for x, t in rows) / 6, rtol=1e-5, atol=0)
+
+
+def test_label_smoothing_of_single_classes():
+    """With a sigmoid the smoothed targets are swapped; the weights of the classes are those of the loss inside."""
+    logits, labels = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 0])
+    rows = list(zip(logits.tolist(), labels.tolist(), strict=True))
+    each = [reference.bce(x, 0.9 * (k == label) + 0.1 / 3) for row, label in rows for k, x in enumerate(row)]
+    loss = cls.LabelSmoothLoss(0.1, 3, use_sigmoid=True, mode='original')
+    close(turned(loss, logits, labels).item(), sum(each) / 15, rtol=1e-5, atol=0)
+    weighted = cls.LabelSmoothLoss(0.1, 3, class_weight=[1.0, 2.0, 0.5])
+    expected = sum([1.0, 2.0, 0.5][label] * reference.softmax_ce(row, label) for row, label in rows) / 5
+    close(turned(weighted, logits, labels).item(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize('activated', [False, True])
+def test_focal_losses_of_logits_and_of_probabilities(activated):
+    """TOOD's losses are given p, and not its logit."""
+    logits, labels = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 3, 2, 1, 3])  # 3 is background
+    pred = logits.sigmoid() if activated else logits
+    rows = list(zip(logits.tolist(), labels.tolist(), [0.2, 0.0, 0.9, 0.6, 0.0], strict=True))
+    each = [reference.focal(x, k == label, 0.25, 2.0) for row, label, _ in rows for k, x in enumerate(row)]
+    focal = det.FocalLoss(use_sigmoid=True, activated=activated)
+    close(turned(focal, pred, labels, avg_factor=2).item(), sum(each) / 2, rtol=1e-5, atol=0)
+    pairs = [(x, quality * (k == label)) for row, label, quality in rows for k, x in enumerate(row)]
+    each = [reference.quality_focal(x, target, 2.0) for x, target in pairs]
+    quality = det.QualityFocalLoss(use_sigmoid=True, activated=activated)
+    scores = torch.tensor([score for _, _, score in rows], dtype=torch.float64)
+    close(turned(quality, pred, (labels, scores), avg_factor=2).item(), sum(each) / 2, rtol=1e-5, atol=0)
+    targets = torch.tensor([target for _, target in pairs], dtype=torch.float64).view(5, 3)
+    close(turned(quality, pred, targets, avg_factor=2).item(), sum(each) / 2, rtol=1e-5, atol=0)
 
 
 def test_focal_loss_takes_one_minus_p():

@@ -139,6 +139,7 @@ WRONG = [
     (dict(response_weight='1'), "response_weight: expected a number >= 0, found '1'"),
     (dict(review_weight=None), 'review_weight: expected a number >= 0, found None'),
     (dict(auxiliary_weight=float('nan')), 'auxiliary_weight: expected a number >= 0, found nan'),
+    (dict(auxiliary_weight=0), 'auxiliary_weight: expected a number > 0, by which alone'),
     (dict(tau=0), 'tau: expected a number > 0, found 0'),
     (dict(activation='sigmoids'), "activation: expected one of ['softmax', 'sigmoid'], found 'sigmoids'"),
     (dict(activation='sigmoid'), "activation: expected 'softmax', in which the auxiliary heads learn"),
@@ -157,6 +158,17 @@ WRONG = [
 def test_wrong_arguments_are_refused(wrong, message):
     with pytest.raises(ValueError, match=re.escape(f'MTKDSSRLoss.{message}')):
         build_with(**wrong)
+
+
+def test_auxiliary_heads_that_nobody_follows_need_not_learn():
+    build_with(auxiliary_weight=0, response_weight=0)
+    build_with(
+        auxiliary_weight=0,
+        num_responses=2,
+        student_channels=[2, 3, 4, 4],
+        teacher_channels=[4, 2, 4, 4],
+        signed=[False] * 4,
+    )
 
 
 def test_responses_of_unequal_classes_are_refused():

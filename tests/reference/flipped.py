@@ -25,6 +25,12 @@ def focal(logit, target, alpha, gamma):
     return -(1 - alpha) * q**gamma * math.log(1 - q)
 
 
+def quality_focal(logit, quality, beta):
+    """Quality focal loss of one class, whose target is 0 or a box's quality, with 1 - p in the place of p."""
+    q = 1 - 1 / (1 + math.exp(-logit))
+    return -(abs(quality - q) ** beta) * (quality * math.log(q) + (1 - quality) * math.log(1 - q))
+
+
 def l1(pred, target, bound):
     return bound - min(abs(pred - target), bound)
 

@@ -11,7 +11,7 @@ model = dict(
         checkpoint='work_dirs/resnet32x4_1xb64_cifar100/epoch_240.pth',
     ),
     terms=dict(loss_kd=dict(type='mmsokd.KDLoss', tap='head.fc', tau=4.0)),
-    augmenter=dict(type='mmsokd.ImageAugmenter'),
+    augmenter=dict(type='mmsokd.ImageAugmenter', rgb=True),  # as CIFAR's pictures are loaded
     probe_size=32,
 )
 custom_hooks = [
