@@ -93,9 +93,9 @@ class TSTDistiller(Distiller):
         Raises:
             ValueError: a sample says that its picture is larger than the batch, or what is got back is no pixels.
         """
-        own = self._pixels
-        mean, std = own.mean.to(inputs.device), own.std.to(inputs.device)
-        shapes = own.sizes(inputs, samples)
+        mean, std = (x.to(inputs.device, non_blocking=True) for x in (self._pixels.mean, self._pixels.std))
+        self._pixels = self._pixels._replace(mean=mean, std=std)  # copied once
+        shapes = self._pixels.sizes(inputs, samples)
         together = has_places(samples)
         with torch.autocast(inputs.device.type, enabled=False):
             pixels = (inputs.float() * std + mean) / 255

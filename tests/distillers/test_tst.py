@@ -1,6 +1,7 @@
 """TSTDistiller: the doubled batch of each task, what follows the warp, who learns, and stage II's objective."""
 
 import copy
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from tests.builders import (
     step,
     use_scope,
 )
+from tests.reference import flipped as reference
 
 close = torch.testing.assert_close
 AUX = dict(type='FCNHead', in_index=2, channels=8, num_convs=1, num_classes=4, norm_cfg=dict(type='BN'))
@@ -346,7 +348,7 @@ def test_stage_two_of_dense_tasks(task):
     close(slope, gradient.norm(), rtol=0.05, atol=1e-3)
 
 
-def test_two_stage_detectors_search_too():
+def faster_rcnn():
     use_scope('mmdet')
     from mmdet.utils import register_all_modules
     from mmengine.hub import get_config
@@ -358,14 +360,44 @@ def test_two_stage_detectors_search_too():
     cfg.rpn_head.update(in_channels=16, feat_channels=16)
     cfg.roi_head.bbox_roi_extractor.update(out_channels=16)
     cfg.roi_head.bbox_head.update(in_channels=16, fc_out_channels=16, num_classes=3)
+    return cfg
+
+
+def turned_round(path, pred, target, weight, avg_factor, reduction_override=None):
+    """One call of a loss of Faster R-CNN's in plain Python: binary, softmax, or L1 of four sides."""
+    pred, target, weight = (x.detach().tolist() for x in (pred, target, weight))
+    if path == 'rpn_head.loss_cls':  # whose class 0 is an object, and 1 none
+        each = [w * reference.bce(row[0], float(t == 0)) for row, t, w in zip(pred, target, weight, strict=True)]
+    elif path.endswith('loss_cls'):
+        each = [w * reference.softmax_ce(row, t) for row, t, w in zip(pred, target, weight, strict=True)]
+    else:
+        rows = zip(pred, target, weight, strict=True)
+        each = [w * reference.l1(p, t, 1.0) for row in rows for p, t, w in zip(*row, strict=True)]
+    return sum(each) / float(avg_factor)
+
+
+def test_two_stage_detectors_search_too():
+    """The student's summand is that of a plain twin, from what mmdet's heads hand to their losses."""
+    cfg = faster_rcnn()
     model, batch = build('det', student=cfg, teacher=copy.deepcopy(cfg))
     chi = {name: value.clone().requires_grad_() for name, value in model.augmenter.tensors().items()}
     force(model.eval(), 'Brightness', 'Rotate', uniform=0.55)
     data = preprocess(model, batch)
+    calls = []
+
+    def listen(path):
+        loss = model.student.get_submodule(path)
+        loss.register_forward_pre_hook(lambda _, args, kwargs: calls.append((path, args, kwargs)), with_kwargs=True)
+
+    for path in ('rpn_head.loss_cls', 'rpn_head.loss_bbox', *(f'roi_head.bbox_head.loss_{x}' for x in ('cls', 'bbox'))):
+        listen(path)
     found = model.search_losses(data['inputs'], data['data_samples'], chi)
+    assert Counter(path.split('.')[0] for path, _, _ in calls) == dict(rpn_head=10, roi_head=2)  # five levels
+    assert all(args[2].sum() > 0 for path, args, _ in calls if path.startswith('roi_head'))
+    expected = sum(turned_round(path, *args, **kwargs) for path, args, kwargs in calls)
+    close(found['student'].item(), expected, rtol=1e-4, atol=0)
     gradient = torch.autograd.grad(sum(found.values()), list(chi.values()))
     assert all(g.isfinite().all() and g.any() for g in gradient)
-    assert sum(float(v.sum()) for n, v in losses_of(model.train(), batch).items() if n == 'loss_cls') > 0
 
 
 @pytest.mark.parametrize(

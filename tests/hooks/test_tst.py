@@ -314,10 +314,11 @@ def task_losses_of(model, pictures):
 
 
 @pytest.mark.slow
-def test_a_burst_finds_what_the_teacher_knows_and_the_student_does_not():
+def test_at_temperature_one_half_a_burst_finds_what_the_teacher_knows_and_the_student_does_not():
     """The teacher has seen inverted and rotated pictures, the student neither.
 
-    With softer gates than the paper's: at a temperature of 0.05 most have no gradient, and 192 pictures are too few.
+    With softer gates than the paper's: at a temperature of 0.05, where most have no gradient, 192 pictures are too few,
+    and a burst often goes the other way.
     """
     model, pictures, runner = small_problem()
     model.augmenter.temperature = 0.5
@@ -325,7 +326,6 @@ def test_a_burst_finds_what_the_teacher_knows_and_the_student_does_not():
     fit(model, model.teacher, pictures, 100, known=['Invert', 'Rotate'])
     model.teacher.requires_grad_(False)
     teacher, student = task_losses_of(model, pictures)
-    model.augmenter.draws = 0
     burst(runner, passes=20, lr=0.1)
     teacher_after, student_after = task_losses_of(model, pictures)
     assert teacher_after < 0.95 * teacher
@@ -361,7 +361,6 @@ def test_momentum_starts_anew_and_a_pass_sees_each_picture_once():
     for _ in range(2):
         model.augmenter.probability.zero_()
         model.augmenter.magnitude.zero_()
-        model.augmenter.draws = 0
         burst(runner, passes=2, lr=0.5)
         moved.append(torch.cat([*model.augmenter.tensors().values()]))
     assert torch.equal(*moved)
