@@ -140,7 +140,6 @@ def warp_samples(samples: list[BaseDataElement], matrix: Tensor, size: Tensor, f
         matrix: (N, 2, 3), without a graph.
         size: (N, 2), height and width of the pictures.
         fill: label of what comes in from outside.
-
     """
     samples = [sample.clone() for sample in samples]  # the fields are shared, until they are set anew
     for name in _BOXES:

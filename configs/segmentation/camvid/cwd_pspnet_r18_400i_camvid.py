@@ -8,7 +8,7 @@ model = dict(
     student=_base_.model,
     teacher=dict(cfg='{{ fileDirname }}/pspnet_r34_800i_camvid.py', checkpoint='camvid_teacher.pth'),
     # Temperature and weight are those of CWD's published code on features. The adapter is the one that it has without
-    # SoKD, so that both runs have the same: a SoKDAdapter, whose last layers are a norm and a ReLU, costs four points.
+    # SoKD, so that both runs have the same; what SoKDAdapter did instead is in the README.
     terms=dict(
         loss_cwd=dict(
             type='mmsokd.CWDLoss',
