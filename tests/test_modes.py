@@ -433,6 +433,12 @@ def counting(graph, inputs):
     return graph.forward
 
 
+def convolves(graph):
+    """By a submodule, or by a function, as PyTorch has it since 2.5."""
+    functions = (str(node.target) for node in graph.graph.nodes if node.op == 'call_function')
+    return any(isinstance(module, nn.Conv2d) for module in graph.modules()) or any('conv2d' in f for f in functions)
+
+
 @pytest.mark.parametrize(
     'backend',
     [
@@ -464,8 +470,7 @@ def test_compiled_networks_train_as_they_are(data, tmp_path, backend):
     plain, other = found
     assert (plain['policy']['magnitude'] - 0.5).abs().max() > 0.1
     if backend == 'counting':
-        networks = [graph for graph in GRAPHS if any(isinstance(m, nn.Conv2d) for m in graph.children())]
-        assert len(networks) == 2
+        assert sum(map(convolves, GRAPHS)) == 2  # the networks; PyTorch 2.11 compiles the optimizer's step too
         assert seen[:12] == [0] * 12
         assert seen[13:] == [seen[13]] * 11
     assert max(distance(other, plain)) < (1e-6 if backend == 'counting' else 1e-4)

@@ -11,12 +11,13 @@ from mmengine.dist import broadcast, get_dist_info
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mmsokd.augment import ImageAugmenter
 from mmsokd.checks import check_integer, check_positive, check_range
 from mmsokd.distillers import TSTDistiller
 from mmsokd.hooks.common import distiller_of, has_distiller, mean_over_ranks, save_as_it_is
+from mmsokd.hooks.seed import SeededFetch
 from mmsokd.losses.flipped import task_losses
 from mmsokd.registry import HOOKS
 
@@ -134,6 +135,7 @@ class TSTHook(Hook):
         previous = None
         for number in range(self.passes):
             loader.sampler.number = number
+            loader.dataset.fetch.begin(number)
             losses = self._pass(runner, loader, optimizer)
             now = sum(losses.values())
             runner.logger.info(
@@ -203,6 +205,13 @@ class _Shuffled(Sampler):
         return -(-self._size // self._ranks)
 
 
+class _Apart(Dataset):
+    """The training's pictures, loaded with other chances and not counted among what the training loads."""
+
+    def __init__(self, *args: Any) -> None:
+        self.fetch = self.__getitems__ = SeededFetch(*args)
+
+
 def _loader(runner: Runner) -> DataLoader:
     """The training's data in a loader of our own: the loop may be amid its own loader's pass."""
     theirs = runner.train_dataloader
@@ -212,7 +221,7 @@ def _loader(runner: Runner) -> DataLoader:
         broadcast(seed)
     seed = int(seed)
     return DataLoader(
-        theirs.dataset,
+        _Apart(theirs.dataset, seed, theirs.num_workers),
         batch_size=theirs.batch_sampler.batch_size,
         sampler=_Shuffled(len(theirs.dataset), seed),
         num_workers=theirs.num_workers,

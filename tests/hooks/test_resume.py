@@ -173,18 +173,32 @@ class Keep(Hook):
         self.drawn += [random.random(), np.random.uniform(), float(torch.rand(()))]
 
 
-@pytest.mark.parametrize('persistent', [True, False])
-def test_no_chance_comes_twice(tmp_path, persistent):
-    """MMEngine seeds the workers alike in every epoch, where they do not live on."""
-    loader = dict(dataset=Chances(), batch_size=2, num_workers=2, persistent_workers=persistent)
+def kept(tmp_path, loop='epochs', **loader):
+    """Three passes over 12 pictures, two at a time."""
+    train_cfg = dict(by_epoch=True, max_epochs=3) if loop == 'epochs' else dict(by_epoch=False, max_iters=18)
+    loader = dict(loader, dataset=Chances(), batch_size=2, sampler=dict(type='DefaultSampler'))
     keep = Keep()
-    run = toy(tmp_path, epochs=3, train_dataloader=dict(loader, sampler=dict(type='DefaultSampler')))
+    run = toy(tmp_path, train_dataloader=loader, train_cfg=train_cfg)
     run.register_hook(SeedHook())
     run.register_hook(keep)
     run.train()
     assert len(keep.loaded) == 3 * 12 * 3
     assert len(keep.drawn) == 3 * 6 * 3
+    return keep
+
+
+@pytest.mark.parametrize('loop', ['epochs', 'iterations'])
+@pytest.mark.parametrize('persistent', [True, False])
+def test_no_chance_comes_twice(tmp_path, persistent, loop):
+    """MMEngine seeds workers that do not live on alike in every epoch; by iterations they never live on."""
+    keep = kept(tmp_path, loop, num_workers=2, persistent_workers=persistent)
     assert Counter(keep.loaded + keep.drawn).most_common(1)[0][1] == 1
+
+
+def test_chances_do_not_depend_on_the_number_of_workers(tmp_path):
+    alone, three = (kept(tmp_path / str(count), num_workers=count) for count in (0, 3))
+    assert alone.loaded == three.loaded
+    assert alone.drawn == three.drawn
 
 
 def test_fetch_asks_the_data_sets_own():
@@ -207,7 +221,7 @@ def test_a_data_set_that_trains_again_is_seeded_once():
 def test_fetch_depends_on_seed_epoch_and_count():
     def values(seed, epoch, count):
         fetch = SeededFetch(Chances(), seed)
-        fetch.epoch.fill_(epoch)
+        fetch.begin(epoch)
         for _ in range(count):
             (item,) = fetch([0])
         return tuple(item['inputs'].tolist())
@@ -217,7 +231,7 @@ def test_fetch_depends_on_seed_epoch_and_count():
     assert values(0, 0, 2) == seen[3]
     fetch = SeededFetch(Chances(), 0)
     fetch([0])
-    fetch.epoch.fill_(1)
+    fetch.begin(1)
     assert tuple(fetch([0])[0]['inputs'].tolist()) == seen[2]  # an epoch counts anew
 
 
