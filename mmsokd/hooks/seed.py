@@ -112,7 +112,7 @@ class SeededFetch:
 
 
 def _stepped_over(loop: Any) -> int:
-    """How many batches a resumed loop does not load again: onedl-mmengine's iteration-based one moves its sampler on."""
+    """How many batches a resumed loop does not load again: onedl-mmengine's, by iterations, moves its sampler on."""
     iterator = getattr(loop, 'dataloader_iterator', None)
     if not hasattr(iterator, 'skip_iter'):
         return 0

@@ -209,7 +209,11 @@ class _Apart(Dataset):
     """The training's pictures, loaded with other chances and not counted among what the training loads."""
 
     def __init__(self, *args: Any) -> None:
-        self.fetch = self.__getitems__ = SeededFetch(*args)
+        self.fetch = SeededFetch(*args)
+
+    def __getitems__(self, indices: list) -> list:
+        with torch.random.fork_rng([]):  # the augmenter's draws depend on the generator, not on who loads
+            return self.fetch(indices)
 
 
 def _loader(runner: Runner) -> DataLoader:

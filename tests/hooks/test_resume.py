@@ -16,6 +16,7 @@ import torch
 from mmengine.dataset import default_collate
 from mmengine.hooks import Hook
 from mmengine.runner import FlexibleRunner
+from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import DataLoader, Subset
 
 from mmsokd.augment import Policy
@@ -31,6 +32,7 @@ from tests.test_own_train_scripts import make_classes
 
 ROOT = Path(__file__).resolve().parents[2]
 CUT = 7  # of 12 iterations, with a checkpoint after every third
+LAZY = hasattr(_InfiniteDataloaderIterator, 'skip_iter')  # onedl-mmengine's workers begin after the checkpoint is read
 
 
 class Kill(Hook):
@@ -104,7 +106,9 @@ def test_a_cut_run_of_another_kind(tmp_path, monkeypatch, settings):
     assert not differences(whole, cut)
 
 
-@pytest.mark.parametrize(('loop', 'workers'), [('epochs', 2), ('iterations', 0)])
+@pytest.mark.parametrize(
+    ('loop', 'workers'), [('epochs', 2), ('iterations', 0), *([('iterations', 2)] if LAZY else [])]
+)
 def test_a_seed_of_mmengines_choice(tmp_path, monkeypatch, loop, workers):
     """Without one in the config it is the checkpoint's that counts; the teacher's weights come from a file."""
     model = refined()
@@ -256,8 +260,9 @@ def test_another_order_is_told(tmp_path, monkeypatch):
         run = toy(tmp_path, randomness=randomness, resume=True, **settings)
         monkeypatch.setattr(run.logger, 'warning', told.append)
         run.train()
-    (message,) = [text for text in told if 'another order' in text]
-    assert f'randomness=dict(seed={first.seed})' in message
+    messages = [text for text in told if 'another order' in text]
+    assert len(messages) == (0 if LAZY else 1)
+    assert all(f'randomness=dict(seed={first.seed})' in text for text in messages)
 
 
 # ---- killed ---------------------------------------------------------------------------------------------------------
