@@ -12,32 +12,36 @@ NUM = 2  # pictures
 def noise(spec: FeatureSpec) -> Tensor:
     """A feature as the dry run saw it, of two pictures."""
     shape = (spec.channels, *spec.size) if len(spec.size) != 1 else (*spec.size, spec.channels)
-    feat = torch.randn(NUM, *shape)
+    feat = torch.randn(NUM, *shape, device='cpu')
     return feat if spec.signed else feat.relu()
 
 
 def blank_samples(model: nn.Module, size: int) -> list[BaseDataElement] | None:
     """Data samples of two pictures that have what training this model needs, all of class 0.
 
-    What it needs is told by the library that its classes come from: mmdet's models get a box, mmseg's a class map,
+    mmdet's models get a box, and a class map where something in them is named after one; mmseg's a class map;
     mmpretrain's a class.
 
     Args:
         model: the student.
         size: side of the pictures.
 
-    Returns: None for a model of another library, whose annotations nobody knows.
+    Returns: None for a model of another library, also if its class is derived from one of these: nobody knows what
+    annotations it has.
     """
-    libraries = {cls.__module__.partition('.')[0] for cls in type(model).__mro__}
+    library = type(model).__module__.partition('.')[0]
+    classes = torch.zeros(1, size, size, dtype=torch.long)
     annotations = {}
-    if 'mmdet' in libraries:
+    if library == 'mmdet':
         boxes = torch.tensor([[0.0, 0.0, size / 2, size / 2]])
         annotations['gt_instances'] = InstanceData(bboxes=boxes, labels=torch.tensor([0]))
-    if 'mmpretrain' in libraries:
+        if any('semantic' in name or 'panoptic' in name for name, _ in model.named_modules()):
+            annotations['gt_sem_seg'] = PixelData(sem_seg=classes)
+    elif library == 'mmpretrain':
         annotations['gt_label'] = torch.tensor([0])
-    if 'mmseg' in libraries:
-        annotations['gt_sem_seg'] = PixelData(data=torch.zeros(1, size, size, dtype=torch.long))
-    if not annotations:
+    elif library == 'mmseg':
+        annotations['gt_sem_seg'] = PixelData(data=classes)
+    else:
         return None
     meta = dict(batch_input_shape=(size, size), pad_shape=(size, size), img_shape=(size, size))
     return [BaseDataElement(metainfo=dict(meta, sample_idx=i), **annotations) for i in range(NUM)]

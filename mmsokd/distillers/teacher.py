@@ -48,24 +48,16 @@ class Normalization(NamedTuple):
     def sizes(self, inputs: Tensor, data_samples: Iterable | None) -> list[tuple[int, int]]:
         """Height and width of each picture in the upper left of the batch ``inputs`` (N, C, H, W); the rest is padding.
 
-        ``img_shape`` tells them where the preprocessor pads: mmdet's and mmseg's say so by ``pad_shape``, mmpretrain's
-        by its divisor. Elsewhere it may be what some transform has left behind, and the picture fills the batch.
-
-        Raises:
-            ValueError: a picture would be larger than the batch.
+        ``img_shape`` tells them where the preprocessor pads: mmdet's and mmseg's say so by ``pad_shape``; others have a
+        divisor, or the largest sides are the batch's. Elsewhere it may be what some transform has left behind, and
+        the picture fills the batch.
         """
-        H, W = inputs.shape[-2:]
-        sizes = []
-        for i, sample in enumerate(data_samples or []):
-            pads = self.divisor > 1 or 'pad_shape' in sample.metainfo
-            height, width = sample.metainfo.get('img_shape', (H, W))[:2] if pads else (H, W)
-            if height > H or width > W:
-                raise ValueError(
-                    f'data_samples[{i}].img_shape: expected a picture within its batch of {H} x {W} pixels, found '
-                    f'{height} x {width}; some transform of the pipeline changes the picture and not its img_shape'
-                )
-            sizes.append((height, width))
-        return sizes
+        samples = list(data_samples or [])
+        batch = tuple(inputs.shape[-2:])
+        sizes = [tuple(sample.metainfo.get('img_shape', batch)[:2]) for sample in samples]
+        if self.divisor > 1 or all('pad_shape' in sample.metainfo for sample in samples):
+            return sizes
+        return sizes if tuple(map(max, zip(*sizes, strict=True))) == batch else [batch] * len(samples)
 
     def same(self, other: 'Normalization') -> bool:
         """Whether both give the same inputs inside the pictures."""

@@ -96,6 +96,7 @@ class TSTDistiller(Distiller):
         mean, std = (x.to(inputs.device, non_blocking=True) for x in (self._pixels.mean, self._pixels.std))
         self._pixels = self._pixels._replace(mean=mean, std=std)  # copied once
         shapes = self._pixels.sizes(inputs, samples)
+        _check_shapes(shapes, inputs)
         together = has_places(samples)
         with torch.autocast(inputs.device.type, enabled=False):
             pixels = (inputs.float() * std + mean) / 255
@@ -156,3 +157,13 @@ def _ignored_labels(student: nn.Module) -> dict[str, int]:
     heads = {path: module for path, module in student.named_modules() if hasattr(module, 'loss_decode')}
     labels = {path: getattr(head, 'ignore_index', None) for path, head in heads.items()}
     return {path: label for path, label in labels.items() if label is not None}
+
+
+def _check_shapes(shapes: list[tuple[int, int]], inputs: Tensor) -> None:
+    H, W = inputs.shape[-2:]
+    for i, (height, width) in enumerate(shapes):
+        if height > H or width > W:
+            raise ValueError(
+                f'data_samples[{i}].img_shape: expected a picture within its batch of {H} x {W} pixels, found '
+                f'{height} x {width}; some transform of the pipeline changes the picture and not its img_shape'
+            )

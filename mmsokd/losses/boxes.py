@@ -76,7 +76,9 @@ def _boxes_of(sample: object) -> Tensor:
     boxes = getattr(getattr(sample, 'gt_instances', None), 'bboxes', None)
     boxes = getattr(boxes, 'tensor', boxes)
     if not isinstance(boxes, Tensor) or boxes.shape[-1] != 4:
-        found = tuple(boxes.shape) if isinstance(boxes, Tensor) else sorted(sample.keys()) if sample else 'none'
+        found = 'none' if sample is None else sorted(sample.keys()) if hasattr(sample, 'keys') else type(sample)
+        if isinstance(boxes, Tensor):
+            found = tuple(boxes.shape)
         raise ValueError(
             f"expected a detector's data samples with gt_instances.bboxes (n, 4), found {found}; this loss needs "
             'ground-truth boxes'

@@ -155,7 +155,8 @@ class CRDLoss(TermLoss):
         """Log Z of both sides: of ``M`` times the mean of ``exp(x)``, of the first batch."""
         # Estimated in each step, since only the buffer tells which is the first: a flag on the host would outlive its
         # restoring, as after the extra passes of the policy's search.
-        estimates = torch.stack(all_gather(scores.detach().logsumexp((1, 2))))  # (ranks, 2)
+        own = scores.detach().logsumexp((1, 2))
+        estimates = torch.stack(all_gather(own) if self.training else [own])  # (ranks, 2)
         mean = estimates.logsumexp(0) - math.log(len(estimates) * scores[0].numel())
         return torch.where(self.has_z, self.log_z, mean + math.log(self.num_samples))
 

@@ -234,6 +234,8 @@ class MTKDSSRLoss(TermLoss):
     def _auxiliary(self, ours: Sequence[Tensor], theirs: Sequence[Tensor], samples: Sequence[Any] | None) -> Tensor:
         total = ours[-1].new_zeros(())
         count = len(self.student_heads)
+        if not self.weights[-1]:  # no sample need tell a class; DDP asks for a graph all the same
+            return total + sum(p.sum() * 0.0 for p in self.teacher_heads.parameters())
         known: dict[torch.Size, Tensor] = {}
         for logits in (*ours[:count], *theirs[:count]):
             size = logits.shape[2:]

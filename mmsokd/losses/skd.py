@@ -162,13 +162,14 @@ class StudentFriendlyKDLoss(TermLoss):
 
     def _labels(self, samples: Sequence[Any] | None, logits: Tensor) -> Tensor:
         """(N) or (N, H, W); -1 for no token."""
-        if logits.dim() == 4 and samples and 'gt_sem_seg' not in samples[0] and 'gt_instances' in samples[0]:
-            if not self._knows_anchors:
+        if logits.dim() == 4 and samples and 'gt_instances' in samples[0]:  # of a detector, perhaps with a class map
+            if self._knows_anchors:
+                return labels_in_cells(samples, logits)
+            if 'gt_sem_seg' not in samples[0]:
                 raise ValueError(
                     f"StudentFriendlyKDLoss.num_classes: expected the detector's number of classes, found none beside "
                     f'{logits.shape[1]} channels, which are anchors x classes'
                 )
-            return labels_in_cells(samples, logits)
         return targets(samples, logits, self.ignore_index)
 
     def _draw(self, labels: Tensor) -> Tensor:

@@ -43,12 +43,13 @@ def classes(samples: Sequence[Any] | None) -> Tensor:
 
 
 def segments(samples: Sequence[Any] | None, size: tuple[int, int], ignore_index: int = 255) -> Tensor:
-    """The class of each position (N, H, W), int64, by the nearest pixel, from samples of mmseg; -1 where ignored.
+    """The class of each position (N, H, W), int64: its nearest pixel's, of mmseg's or mmdet's samples; -1 where ignored.
 
     Raises:
         ValueError: a sample has no ``gt_sem_seg``.
     """
-    maps = torch.stack([gt.data for gt in _read(samples, 'gt_sem_seg', 'dense logits (N, K, H, W)')])  # (N, 1, h, w)
+    found = _read(samples, 'gt_sem_seg', 'dense logits (N, K, H, W)')
+    maps = torch.stack([gt.sem_seg if 'sem_seg' in gt else gt.data for gt in found])  # mmdet's or mmseg's, (N, 1, h, w)
     target = F.interpolate(maps.float(), size, mode='nearest-exact')[:, 0].long()
     return target.masked_fill(target == ignore_index, -1)
 

@@ -367,11 +367,14 @@ def test_at_replaces_the_layer_and_what_follows():
     neck.policy.magnitude.fill_(1.0)
     images = torch.randn(2, 3, 64, 64)
     teacher = model._teachers['teacher']
-    teacher.probe(['backbone.layer2', 'neck'], 64)
+    teacher.probe(['backbone.layer2', 'neck', 'bbox_head.retina_cls'], 64)
     plain = teacher.features(images, None)
     refined = teacher.features(images, None, {'backbone.layer3': model.refine.begin(images).replace})
     assert torch.equal(plain['backbone.layer2'][0], refined['backbone.layer2'][0])
-    assert not torch.equal(plain['neck'][1], refined['neck'][1])
+    for tap in ('neck', 'bbox_head.retina_cls'):
+        assert not torch.equal(plain[tap][1], refined[tap][1])
+    followed, _ = teacher.module.bbox_head.forward_single(refined['neck'][1])
+    torch.testing.assert_close(refined['bbox_head.retina_cls'][1], followed)
     with pytest.raises(
         ValueError, match=r"terms\.loss_hint\.refine: expected True beside refine\.at='backbone\.layer3'"
     ):

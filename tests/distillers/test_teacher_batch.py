@@ -71,6 +71,21 @@ def test_a_shape_that_some_transform_left_behind_does_not_count():
     torch.testing.assert_close(teacher.prepare(**ours), theirs['inputs'], rtol=1e-4, atol=1e-3)
 
 
+def test_a_padded_list_of_pictures_tells_by_its_largest():
+    """What pseudo_collate gives mmpretrain's preprocessor, which then pads without a divisor."""
+    other = dict(type='ClsDataPreprocessor', mean=[0.0] * 3, std=[50.0] * 3, to_rgb=False)
+    teacher = Teacher('teacher', classifier(12, data_preprocessor=other))
+    student = MODELS.build(classifier(8))
+    teacher.match_normalization(student.data_preprocessor)
+    batch = raw_cls_batch()
+    batch['inputs'] = [batch['inputs'][0], batch['inputs'][1][:, :40, :56]]
+    for sample, picture in zip(batch['data_samples'], batch['inputs'], strict=True):
+        sample.set_metainfo(dict(img_shape=tuple(picture.shape[1:])))
+    ours = student.data_preprocessor(copy.deepcopy(batch), False)
+    theirs = teacher.module.data_preprocessor(copy.deepcopy(batch), False)
+    torch.testing.assert_close(teacher.prepare(**ours), theirs['inputs'], rtol=1e-4, atol=1e-3)
+
+
 def narrow_yolox(channels, **changes):
     use_scope('mmdet')
     path, narrow = yolox(channels)

@@ -88,6 +88,13 @@ def test_targets_are_constants():
     assert [x.grad is not None and bool(x.grad.any()) for x in responses] == [True, True, False]
 
 
+def test_without_weight_the_auxiliary_part_asks_for_no_classes():
+    loss, (s, t) = build(NAMES[0]), sides(NAMES[0], 0)
+    loss.weights = [1.0, 0.0, 1.0, 0.0]
+    loss(s, t, samples=None).loss.backward()
+    assert all(p.grad is not None for p in loss.parameters())
+
+
 def test_review_of_the_next_and_of_all_deeper_stages():
     a, b, c = (feats(i, (3, 4)) for i in range(3))
     torch.testing.assert_close(review_loss([a, b, c], 2.0), kd_loss(a, b, 2.0) + kd_loss(b, c, 2.0))
