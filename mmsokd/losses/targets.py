@@ -43,7 +43,7 @@ def classes(samples: Sequence[Any] | None) -> Tensor:
 
 
 def segments(samples: Sequence[Any] | None, size: tuple[int, int], ignore_index: int = 255) -> Tensor:
-    """The class of each position (N, H, W), int64: its nearest pixel's, of mmseg's or mmdet's samples; -1 where ignored.
+    """The class of each position (N, H, W), int64: its nearest pixel's, of mmseg's or mmdet's samples; -1 if ignored.
 
     Raises:
         ValueError: a sample has no ``gt_sem_seg``.
