@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 REQUIRED = ('torch', 'mmengine', 'mmcv')
 
@@ -112,5 +113,5 @@ def mend_mmseg_scope() -> None:
 def _within(found: str, supported: str) -> bool:
     if found == 'unknown':
         return True
-    # A local part (2.1.2+cu121) and a pre-release do not make another version of it.
-    return SpecifierSet(supported).contains(found.split('+')[0], prereleases=True)
+    # A local part (2.1.2+cu121) and a pre-release (NVIDIA's 2.1.0a0+32f93b1) do not make another version of it.
+    return SpecifierSet(supported).contains(Version(found).base_version)

@@ -136,9 +136,13 @@ def _told(value: Any) -> str:
 
 
 def _keys_are_plain(*keys: Any) -> None:
-    """Numbers, text, the like, and tuples of them; the hash of anything nested may take forever."""
+    """Numbers, text, the like, and tuples of them; the hash of anything nested may take forever.
+
+    So may a dict of large integers, whose hash is what they leave modulo 2^61 - 1.
+    """
     for key in keys:
         for part in key if type(key) is tuple else (key,):
+            _expect(type(part) is not int or abs(part) < 2**61 - 1, 'a key of more than 60 bits')
             _expect(type(part) in _KEYS or isinstance(part, np.generic), f'a key of type {type(part).__name__}')
 
 

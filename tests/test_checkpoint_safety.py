@@ -1,8 +1,10 @@
 """What is in a checkpoint is not run; what OpenMMLab's checkpoints hold is read as torch.load reads it."""
 
 import builtins
+import bz2
 import copyreg
 import functools
+import gzip
 import importlib
 import io
 import os
@@ -12,6 +14,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 import zipfile
 from collections import Counter, OrderedDict, defaultdict, deque
 from contextlib import nullcontext
@@ -29,6 +32,7 @@ from mmengine.runner import CheckpointLoader
 from mmsokd import checkpoint as safe
 from mmsokd.checkpoint import guard_mmengine, load_checkpoint
 from mmsokd.distillers.build import load_weights
+from mmsokd.hooks import StudentCheckpointHook, student_checkpoint
 from tests.builders_checkpoint import Toy, legacy, runner, with_pickle
 
 TOOLS = Path(__file__).resolve().parents[1] / 'tools'
@@ -164,6 +168,48 @@ def test_payload_is_not_run(tmp_path, kind, form):
     except ValueError:
         pass
     assert marker.exists()
+
+
+def test_a_followed_checkpoint_is_not_run(tmp_path, monkeypatch):
+    """A resumed run's best checkpoint is whatever file its last one names."""
+    marker, path, told = tmp_path / 'marker', tmp_path / 'best_acc_epoch_1.pth', []
+    torch.save(PAYLOADS['system'][0](marker), path)
+    monkeypatch.setattr(student_checkpoint, 'print_log', lambda message, *_: told.append(message))
+    hook = StudentCheckpointHook(prefix='student_')
+    hook.part = 'student'
+    hook._follow(path)
+    assert not marker.exists()
+    assert not (tmp_path / 'student_best_acc_epoch_1.pth').exists()
+    (message,) = told
+    assert message.startswith('student_best_acc_epoch_1.pth is not written: ')
+    assert 'posix.system' in message
+
+
+@pytest.mark.parametrize('squeeze', [bz2.compress, gzip.compress])
+def test_a_small_file_takes_no_large_memory(tmp_path, squeeze):
+    """As Python's tarfile would, to see whether it is one."""
+    header = tarfile.TarInfo('a')
+    header.size, header.type = 2**26, tarfile.XHDTYPE
+    (tmp_path / 'small.pth').write_bytes(squeeze(header.tobuf() + bytes(header.size)))
+    assert (tmp_path / 'small.pth').stat().st_size < 10**5
+    tracemalloc.start()
+    refuse(tmp_path / 'small.pth')
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**22
+
+
+def test_a_small_file_takes_no_long_time(tmp_path):
+    """The keys of the storages are hashed: a tuple of two that is nested n times, in 2^n steps."""
+    key = ()
+    for _ in range(60):
+        key = key, key
+    path = legacy(pickle.dumps({}, 2), tmp_path / 'small.pth')
+    path.write_bytes(path.read_bytes().removesuffix(pickle.dumps([], 2)) + pickle.dumps([key], 2))
+    refuse(path, 'storages and their list differ')
+    large = {i * (2**61 - 1): 0 for i in range(1, 9)}  # of one hash
+    torch.save(large, tmp_path / 'large.pth')
+    refuse(tmp_path / 'large.pth', 'a key of more than 60 bits')
 
 
 def text(what):

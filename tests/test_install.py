@@ -34,6 +34,7 @@ def test_both_stacks_are_supported(stack):
 
 def test_one_task_library_is_enough():
     assert stack_problems({**OPENMMLAB, 'mmseg': None, 'mmpretrain': None}) == []
+    assert stack_problems({**OPENMMLAB, 'torch': '2.1.0a0+32f93b1'}) == []  # NVIDIA's
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Checkpoints that survive a kill, or a full disk, at any moment."""
 
 import inspect
+import logging
+import os
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import mmengine
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from mmsokd.checkpoint import load_checkpoint, write_atomically
@@ -73,13 +76,14 @@ class AtomicCheckpointHook(CheckpointHook):
         if self.backend_args is None and self.file_client_args is None and type(self.file_backend) is LocalBackend:
             self.backend_args = dict(backend=_BACKEND)
             if is_main_process():
-                for part in Path(self.out_dir).glob('*.pth.part'):
+                own = ['*.pth.part', f'*{Path(self.filename_tmpl).suffix}.part', 'last_checkpoint.part']
+                for part in {part for name in own for part in Path(self.out_dir).glob(name)}:
                     part.unlink(missing_ok=True)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         kept = [step]
         if self.max_keep_ckpts > 0:
-            kept = [other for other in self.keep_ckpt_ids if other != step] + kept
+            kept = [other for other in self.keep_ckpt_ids if type(other) is int and other != step] + kept
             # With the outdated ones: a run that was killed before it removed them does so when it is resumed.
             runner.message_hub.update_info('keep_ckpt_ids', kept)
         name = self.filename_tmpl.format(step)
@@ -125,8 +129,17 @@ class AtomicCheckpointHook(CheckpointHook):
             self.file_backend = backend
         current = [getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()]
         for path in outdated:
-            if path not in current:  # a best checkpoint may follow one of its own name
+            if path not in current and self._is_own_best(path):  # one may follow another of its own name
                 self._remove(path)
+
+    def _is_own_best(self, path: str) -> bool:
+        """Whether it is one of this run's; a resumed run knows its best ones from a file, which may name anything."""
+        folder, name = os.path.split(path)
+        local = isinstance(self.file_backend, LocalBackend)
+        here = os.path.realpath(folder) == os.path.realpath(self.out_dir) if local else folder == self.out_dir
+        if not here or not name.startswith('best_'):
+            print_log(f'{path} is not removed: it is no best checkpoint in {self.out_dir}', 'current', logging.WARNING)
+        return here and name.startswith('best_')
 
     def _remove(self, path: str) -> None:
         if not is_main_process():

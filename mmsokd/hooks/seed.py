@@ -1,6 +1,7 @@
 """Random numbers that follow from where the training is, not from how it came there."""
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader
 
 from mmsokd.augment import Policy
 from mmsokd.registry import HOOKS
@@ -21,8 +22,8 @@ class SeedHook(Hook):
     MMEngine saves no random state; beside this hook there is none to save. A step (dropout, batch augmentations, a
     loss's own draws) is seeded by the run's seed and the iteration; the loading of a batch by the seed, the rank, the
     epoch and the batch's number in it, whichever worker loads it. MMEngine's iteration-based loop begins its workers
-    before any hook; but when it is resumed it loads all former batches again, and its workers with them draw what they
-    drew.
+    before any hook, so that those of its first pass draw as they like; but when it is resumed it loads all former
+    batches again, and its workers with them draw what they drew.
 
     The seed is the runner's: of the config's ``randomness``, or the one that MMEngine has chosen. The sampler's is
     saved with the checkpoint, and restored where no batch is loaded yet.
@@ -31,20 +32,26 @@ class SeedHook(Hook):
     priority = 'VERY_HIGH'
 
     def before_train(self, runner: Runner) -> None:
-        """Stand between the loader and its data set; tell the policies the seed."""
+        """Number the loader's batches, and stand before its data set; tell the policies the seed."""
         for module in runner.model.modules():
             if isinstance(module, Policy):
                 module.seed = runner.seed  # PyTorch's own changes with each step
-        dataset = runner.train_dataloader.dataset
-        self._fetch = SeededFetch(dataset, runner.seed, runner.train_dataloader.num_workers)
-        self._fetch.first = _stepped_over(runner.train_loop)
-        if hasattr(dataset, '__dict__'):  # a mere list draws nothing
-            dataset.__getitems__ = self._fetch  # which PyTorch's loader and its workers ask for a batch
+        loader, loop = runner.train_dataloader, runner.train_loop
+        self._batches = NumberedBatches(loader.batch_sampler, runner.seed)
+        if loader.batch_sampler is not None:
+            vars(loader)['batch_sampler'] = self._batches  # a loader refuses another by its attribute
+        try:
+            loader.dataset.__getitems__ = SeededFetch(loader.dataset, runner.seed)  # which loaders ask for a batch
+        except AttributeError as error:
+            if not isinstance(loader.dataset, list | tuple):  # which draw nothing
+                runner.logger.warning(f'what the training set draws is not seeded: {error}')
+        iterator = getattr(loop, 'dataloader_iterator', None)
+        if getattr(iterator, '_iterator', None) is not None and not loader.num_workers:
+            loop.dataloader_iterator = type(iterator)(loader)  # it has loaded nothing yet
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Tell the workers, before they begin it; a sampler of PyTorch's own draws its seed as it begins."""
-        self._fetch.begin(runner.epoch)
-        _seed_host(runner.seed, runner.epoch, 0, 0, 0, 1)  # no step's numbers, and no batch's
+        """Count from here."""
+        self._batches.begin(runner.epoch, _stepped_over(runner.train_loop))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed the step, each rank's by itself."""
@@ -74,50 +81,70 @@ class SeedHook(Hook):
             )
 
 
-class SeededFetch:
-    """Loads batches of ``dataset``, each after seeding what a pipeline draws from.
+class Batch(list):
+    """Indices of a batch, with its ``place`` in the training: epoch and number."""
 
-    Batches are counted where all of a loader's workers see it, since those that begin anew within an epoch go on
-    counting.
+
+class NumberedBatches:
+    """A batch sampler's batches as :class:`Batch`, so that whoever loads one knows which it is.
+
+    Args:
+        sampler: gives lists of indices; its attributes are this one's.
+        seed: of the run. A sampler of PyTorch's own draws its order's seed as it begins a pass, from a generator that
+            is seeded for it; None: it is left alone.
+    """
+
+    def __init__(self, sampler: Any, seed: int | None = None) -> None:
+        self._inner = sampler._inner if isinstance(sampler, NumberedBatches) else sampler  # a former training's
+        self._seed = seed
+        self.begin(0)
+
+    def begin(self, epoch: int, first: int = 0) -> None:
+        """The next batch is number ``first`` of ``epoch``."""
+        self._epoch, self._next, self._passes = epoch, first, 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._seed is not None:
+            _seed_host(self._seed, self._epoch, self._passes, 0, 0, 1)  # no step's numbers, and no batch's
+        self._passes += 1
+        for indices in self._inner:
+            batch = Batch(indices)
+            batch.place = self._epoch, self._next
+            self._next += 1
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)['_inner'], name)
+
+
+class SeededFetch:
+    """Loads batches of ``dataset``, those with a place after seeding what a pipeline draws from.
 
     Args:
         dataset: of which batches are loaded.
         seed: of the run.
-        workers: of the loader.
     """
 
-    first = 0  # the number of the first batch that is loaded
-
-    def __init__(self, dataset: Any, seed: int, workers: int = 0) -> None:
+    def __init__(self, dataset: Any, seed: int) -> None:
         own = getattr(dataset, '__getitems__', None)
         self._own = own._own if isinstance(own, SeededFetch) else own  # a former training's
         self._dataset = dataset
         self._key = seed, get_rank()
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._loaded = torch.zeros(max(workers, 1), dtype=torch.int64).share_memory_()  # by each worker
-
-    def begin(self, epoch: int) -> None:
-        """Count the batches of ``epoch`` from here."""
-        self._epoch.fill_(epoch)
-        self._loaded.zero_()
 
     def __call__(self, indices: list) -> list:
         """The items, as PyTorch's loader wants them of a data set's ``__getitems__``."""
-        info = get_worker_info()
-        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        number = self.first + int(self._loaded[worker]) * workers + worker  # they take turns
-        self._loaded[worker] += 1
-        _seed_host(*self._key, int(self._epoch), number, 0)
+        if isinstance(indices, Batch):  # and not of another loader of this data set
+            _seed_host(*self._key, *indices.place, 0)
         return self._own(indices) if self._own is not None else [self._dataset[index] for index in indices]
 
 
 def _stepped_over(loop: Any) -> int:
     """How many batches a resumed loop does not load again: onedl-mmengine's, by iterations, moves its sampler on."""
     iterator = getattr(loop, 'dataloader_iterator', None)
-    if not hasattr(iterator, 'skip_iter'):
-        return 0
-    loads_again = loop.dataloader.num_workers and iterator._resolve_sampler() is None
-    return 0 if loads_again else loop.iter
+    return loop.iter if hasattr(iterator, 'skip_iter') and iterator._resolve_sampler() is not None else 0
 
 
 def _sampler(loader: DataLoader) -> Any:

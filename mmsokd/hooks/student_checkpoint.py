@@ -1,9 +1,11 @@
 """Writes the weights of the trained model alone, which its plain config loads strictly."""
 
+import logging
 from pathlib import Path
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from mmsokd.checkpoint import load_checkpoint
@@ -59,7 +61,11 @@ class StudentCheckpointHook(Hook):
         target = source.with_name(self.prefix + source.name)
         if not source.is_file() or (target.is_file() and target.stat().st_mtime >= source.stat().st_mtime):
             return
-        checkpoint = load_checkpoint(source, trust=True)  # this very run has written it
+        try:  # with care: a run that was resumed knows its files by what it has read
+            checkpoint = load_checkpoint(source)
+        except ValueError as error:
+            print_log(f'{target.name} is not written: {error}', 'current', logging.WARNING)
+            return
         save_atomically(export_part(checkpoint, self.part), target)
         for written in target.parent.glob(f'{self.prefix}best_*.pth'):
             if not written.with_name(written.name.removeprefix(self.prefix)).is_file():

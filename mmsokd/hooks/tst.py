@@ -11,13 +11,13 @@ from mmengine.dist import broadcast, get_dist_info
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from mmsokd.augment import ImageAugmenter
 from mmsokd.checks import check_integer, check_positive, check_range
 from mmsokd.distillers import TSTDistiller
 from mmsokd.hooks.common import distiller_of, has_distiller, mean_over_ranks, save_as_it_is
-from mmsokd.hooks.seed import SeededFetch
+from mmsokd.hooks.seed import NumberedBatches, SeededFetch
 from mmsokd.losses.flipped import task_losses
 from mmsokd.registry import HOOKS
 
@@ -134,8 +134,8 @@ class TSTHook(Hook):
         loader = _loader(runner)
         previous = None
         for number in range(self.passes):
-            loader.sampler.number = number
-            loader.dataset.fetch.begin(number)
+            loader.batch_sampler.sampler.number = number
+            loader.batch_sampler.begin(number)
             losses = self._pass(runner, loader, optimizer)
             now = sum(losses.values())
             runner.logger.info(
@@ -206,14 +206,14 @@ class _Shuffled(Sampler):
 
 
 class _Apart(Dataset):
-    """The training's pictures, loaded with other chances and not counted among what the training loads."""
+    """The training's pictures, loaded with other chances."""
 
     def __init__(self, *args: Any) -> None:
-        self.fetch = SeededFetch(*args)
+        self._fetch = SeededFetch(*args)
 
     def __getitems__(self, indices: list) -> list:
         with torch.random.fork_rng([]):  # the augmenter's draws depend on the generator, not on who loads
-            return self.fetch(indices)
+            return self._fetch(indices)
 
 
 def _loader(runner: Runner) -> DataLoader:
@@ -225,9 +225,10 @@ def _loader(runner: Runner) -> DataLoader:
         broadcast(seed)
     seed = int(seed)
     return DataLoader(
-        _Apart(theirs.dataset, seed, theirs.num_workers),
-        batch_size=theirs.batch_sampler.batch_size,
-        sampler=_Shuffled(len(theirs.dataset), seed),
+        _Apart(theirs.dataset, seed),
+        batch_sampler=NumberedBatches(
+            BatchSampler(_Shuffled(len(theirs.dataset), seed), theirs.batch_sampler.batch_size, drop_last=False)
+        ),
         num_workers=theirs.num_workers,
         collate_fn=theirs.collate_fn,
         pin_memory=theirs.pin_memory,

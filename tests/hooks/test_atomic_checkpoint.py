@@ -249,6 +249,30 @@ def test_best_is_written_before_the_former_goes(tmp_path, monkeypatch):
     assert best[-1] == ['best_acc_epoch_2.pth']
 
 
+def test_only_this_runs_best_checkpoints_are_removed(tmp_path):
+    """A resumed run knows them by what the checkpoint says, which may be anybody's."""
+    hook = dict(type='CheckpointHook', interval=1, save_best='acc', rule='greater')
+    for victim in (tmp_path / 'best_of_somebody', tmp_path / 'work' / 'other'):
+        (victim / 'file').mkdir(parents=True)
+        run = atomic(tmp_path / 'work', epochs=1, scores=[0.1], default_hooks=dict(checkpoint=hook))
+        run.message_hub.update_info('best_ckpt', str(victim))
+        run.message_hub.update_info('best_score', 0.0)
+        run.train()
+        assert victim.is_dir()
+        assert (tmp_path / 'work' / 'best_acc_epoch_1.pth').is_file()
+
+
+def test_only_numbers_name_outdated_checkpoints(tmp_path):
+    victim = tmp_path / 'victim.pth'
+    (tmp_path / 'work' / 'epoch_').mkdir(parents=True)
+    victim.touch()
+    run = atomic(tmp_path / 'work', epochs=2)
+    run.message_hub.update_info('keep_ckpt_ids', ['/../../victim'])
+    run.train()
+    assert victim.is_file()
+    assert names(tmp_path / 'work') == ['epoch_2.pth']
+
+
 def test_what_a_kill_left_is_removed_on_resume(tmp_path, monkeypatch):
     """Killed after writing the second checkpoint, before removing the first."""
     run = atomic(tmp_path, epochs=4)
@@ -261,9 +285,11 @@ def test_what_a_kill_left_is_removed_on_resume(tmp_path, monkeypatch):
         run.train()
     monkeypatch.undo()
     assert names(tmp_path) == ['epoch_1.pth', 'epoch_2.pth']
-    (tmp_path / 'student_best_acc_epoch_2.pth.part').write_bytes(b'torn')  # nobody writes this name again
+    for name in ('student_best_acc_epoch_2.pth.part', 'last_checkpoint.part'):
+        (tmp_path / name).write_bytes(b'torn')  # nobody writes this name again
     atomic(tmp_path, epochs=4, resume=True).train()
     assert names(tmp_path) == ['epoch_4.pth']
+    assert not list(tmp_path.glob('*.part'))
 
 
 def test_own_subclass_and_other_backends_are_left_alone(tmp_path):

@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Subset
 
 from mmsokd.augment import Policy
 from mmsokd.hooks import SeedHook
-from mmsokd.hooks.seed import SeededFetch
+from mmsokd.hooks import seed as seed_module
+from mmsokd.hooks.seed import Batch, NumberedBatches, SeededFetch
 from mmsokd.registry import MODELS
 from tests.builders_checkpoint import runner as toy
 from tests.builders_training import Pictures, differences, refined, runner, saved
@@ -177,14 +178,15 @@ class Keep(Hook):
         self.drawn += [random.random(), np.random.uniform(), float(torch.rand(()))]
 
 
-def kept(tmp_path, loop='epochs', **loader):
+def kept(tmp_path, loop='epochs', hooks=(), **loader):
     """Three passes over 12 pictures, two at a time."""
     train_cfg = dict(by_epoch=True, max_epochs=3) if loop == 'epochs' else dict(by_epoch=False, max_iters=18)
     loader = dict(loader, dataset=Chances(), batch_size=2, sampler=dict(type='DefaultSampler'))
     keep = Keep()
     run = toy(tmp_path, train_dataloader=loader, train_cfg=train_cfg)
     run.register_hook(SeedHook())
-    run.register_hook(keep)
+    for hook in (keep, *hooks):
+        run.register_hook(hook)
     run.train()
     assert len(keep.loaded) == 3 * 12 * 3
     assert len(keep.drawn) == 3 * 6 * 3
@@ -205,6 +207,48 @@ def test_chances_do_not_depend_on_the_number_of_workers(tmp_path):
     assert alone.drawn == three.drawn
 
 
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('shuffle', [None, True])
+def test_iterations_over_a_finite_set(tmp_path, monkeypatch, workers, shuffle):
+    """By MMEngine's sampler or PyTorch's, whose order of a pass is drawn as it begins; the cut is amid the third."""
+    loader = dict(num_workers=workers, collate_fn=default_collate, dataset=Pictures())
+    if shuffle:
+        loader = DataLoader(batch_size=4, shuffle=True, **loader)
+    else:
+        loader.update(batch_size=4, sampler=dict(type='DefaultSampler'), collate_fn=dict(type='default_collate'))
+    whole, cut = straight_and_cut(tmp_path, monkeypatch, loop='iterations', search=9, train_dataloader=loader)
+    assert not differences(whole, cut)
+
+
+class Peek(Hook):
+    """As PreciseBN, looks at some of the training's pictures after an epoch, and leaves the loader amid its pass."""
+
+    def after_train_epoch(self, runner):
+        for _ in zip(range(2), runner.train_dataloader, strict=False):
+            time.sleep(0.2)
+
+
+def test_who_looks_at_the_training_set_changes_nothing(tmp_path):
+    """Another's pass over the loader, and another loader of its data set with more workers."""
+    alone = kept(tmp_path / 'alone', num_workers=2, persistent_workers=True)
+    looked_at = kept(tmp_path / 'peek', hooks=[Peek()], num_workers=2, persistent_workers=True)
+    assert looked_at.loaded == alone.loaded
+    data = Chances()
+    data.__getitems__ = SeededFetch(data, seed=1)
+    assert len(list(DataLoader(data, 2, num_workers=2))) == 6
+
+
+def load(key, seed=0, data=None, rank=0):
+    """What is drawn for the batch of this epoch and number."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seed_module, 'get_rank', lambda: rank)
+        fetch = SeededFetch(Chances() if data is None else data, seed)
+    batch = Batch([0])
+    batch.place = key
+    (item,) = fetch(batch)
+    return tuple(item['inputs'].tolist())
+
+
 def test_fetch_asks_the_data_sets_own():
     inner = Chances()
     calls = []
@@ -216,27 +260,41 @@ def test_fetch_asks_the_data_sets_own():
 
 def test_a_data_set_that_trains_again_is_seeded_once():
     data = Chances()
-    first = data.__getitems__ = SeededFetch(data, seed=1)
-    first([0])
-    second, fresh = SeededFetch(data, seed=2), SeededFetch(Chances(), seed=2)
-    assert torch.equal(second([0])[0]['inputs'], fresh([0])[0]['inputs'])
+    data.__getitems__ = SeededFetch(data, seed=1)
+    assert load((0, 0), 2, data) == load((0, 0), 2)
+    batches = NumberedBatches(NumberedBatches([[1], [2]]))
+    assert [batch.place for batch in batches] == [(0, 0), (0, 1)]
 
 
-def test_fetch_depends_on_seed_epoch_and_count():
-    def values(seed, epoch, count):
-        fetch = SeededFetch(Chances(), seed)
-        fetch.begin(epoch)
-        for _ in range(count):
-            (item,) = fetch([0])
-        return tuple(item['inputs'].tolist())
+def test_fetch_depends_on_seed_epoch_number_and_rank():
+    seen = [load((0, 0)), load((0, 0), seed=1), load((1, 0)), load((0, 1)), load((0, 0), rank=1)]
+    assert len(set(seen)) == 5
+    assert load((0, 1)) == seen[3]
 
-    seen = [values(*key) for key in [(0, 0, 1), (1, 0, 1), (0, 1, 1), (0, 0, 2)]]
-    assert len(set(seen)) == 4
-    assert values(0, 0, 2) == seen[3]
-    fetch = SeededFetch(Chances(), 0)
-    fetch([0])
-    fetch.begin(1)
-    assert tuple(fetch([0])[0]['inputs'].tolist()) == seen[2]  # an epoch counts anew
+
+def test_steps_depend_on_iteration_and_rank(monkeypatch):
+    def drawn(iteration, rank):
+        monkeypatch.setattr(seed_module, 'get_rank', lambda: rank)
+        SeedHook().before_train_iter(SimpleNamespace(seed=3, iter=iteration), 0)
+        return random.random(), np.random.uniform(), float(torch.rand(()))
+
+    assert len({drawn(*key) for key in [(0, 0), (1, 0), (0, 1)]}) == 3
+    assert drawn(1, 0) == drawn(1, 0)
+
+
+def test_a_data_set_that_takes_no_attributes_is_told(tmp_path, monkeypatch):
+    class Frozen(Chances):
+        def __setattr__(self, name, value):
+            if name == '__getitems__':
+                raise AttributeError('frozen')
+            super().__setattr__(name, value)
+
+    run = toy(tmp_path, epochs=1, train_dataloader=DataLoader(Frozen(), 4))
+    run.register_hook(SeedHook())
+    told = []
+    monkeypatch.setattr(run.logger, 'warning', told.append)
+    run.train()
+    assert 'what the training set draws is not seeded: frozen' in told
 
 
 def test_a_test_builds_no_training_set():
