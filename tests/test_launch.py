@@ -233,9 +233,9 @@ def cli():
 
 
 LAUNCHED = {
-    'pytorch': dict(RANK='3', WORLD_SIZE='4', LOCAL_RANK='1'),
+    'pytorch': dict(RANK='3', WORLD_SIZE='4', LOCAL_RANK='1', MASTER_ADDR='n5'),
     'slurm': dict(SLURM_PROCID='3', SLURM_NTASKS='4', SLURM_LOCALID='1', SLURM_NODELIST='n[7-8]'),
-    'mpi': dict(OMPI_COMM_WORLD_RANK='3', OMPI_COMM_WORLD_SIZE='4', OMPI_COMM_WORLD_LOCAL_RANK='1'),
+    'mpi': dict(OMPI_COMM_WORLD_RANK='3', OMPI_COMM_WORLD_SIZE='4', OMPI_COMM_WORLD_LOCAL_RANK='1', MASTER_ADDR='n5'),
 }
 
 
@@ -256,7 +256,7 @@ def test_every_launchers_variables(cli, monkeypatch, launcher):
     cfg = Config(dict(launcher=launcher, env_cfg=dict(dist_cfg=dict(backend='nccl', timeout=60))))
     cli.join_on_cpu(cfg)
     assert (found['RANK'], found['WORLD_SIZE'], found['LOCAL_RANK']) == ('3', '4', '1')
-    assert (found['MASTER_ADDR'], found['MASTER_PORT']) == ('n7' if launcher == 'slurm' else None, '29500')
+    assert (found['MASTER_ADDR'], found['MASTER_PORT']) == ('n7' if launcher == 'slurm' else 'n5', '29500')
     assert (found['backend'], found['timeout'].total_seconds()) == ('gloo', 60)
     assert cfg.model_wrapper_cfg.device_ids is None
     assert not cfg.model_wrapper_cfg.find_unused_parameters
@@ -266,3 +266,13 @@ def test_a_launcher_without_its_processes(cli, monkeypatch):
     monkeypatch.delenv('SLURM_PROCID', raising=False)
     with pytest.raises(SystemExit, match='--launcher slurm: expected the environment variable SLURM_PROCID'):
         cli.join_on_cpu(Config(dict(launcher='slurm')))
+
+
+@pytest.mark.parametrize(('launcher', 'name'), [('slurm', 'SLURM_NODELIST'), ('mpi', 'MASTER_ADDR')])
+def test_a_launcher_that_tells_no_address(cli, monkeypatch, launcher, name):
+    environ = {**os.environ, **LAUNCHED[launcher]}
+    for key in ('MASTER_ADDR', 'SLURM_NODELIST'):
+        environ.pop(key, None)
+    monkeypatch.setattr(cli.os, 'environ', environ)
+    with pytest.raises(SystemExit, match=f'--launcher {launcher}: expected the environment variable {name}'):
+        cli.join_on_cpu(Config(dict(launcher=launcher)))

@@ -72,7 +72,8 @@ def join_on_cpu(cfg: Config) -> None:
 
     MMEngine joins no ranks that are joined already, and a wrapper's own ``device_ids`` are stronger than its.
     """
-    missing = [name for name in RANK_VARIABLES[cfg.launcher] if name not in os.environ]
+    address = [] if 'MASTER_ADDR' in os.environ else ['SLURM_NODELIST' if cfg.launcher == 'slurm' else 'MASTER_ADDR']
+    missing = [name for name in (*RANK_VARIABLES[cfg.launcher], *address) if name not in os.environ]
     if missing:
         raise SystemExit(
             f'--launcher {cfg.launcher}: expected the environment variable {missing[0]}, found none; '
