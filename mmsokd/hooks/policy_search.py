@@ -18,6 +18,8 @@ from mmsokd.checks import check_choice, check_integer, check_number, check_pair
 from mmsokd.hooks.common import distiller_of, has_distiller, mean_over_ranks, save_as_it_is
 from mmsokd.registry import HOOKS
 
+_CHANGE = 0.02  # of a chance or a magnitude, from 0 to 1: what is less was no search
+
 
 @HOOKS.register_module()
 class PolicySearchHook(Hook):
@@ -82,6 +84,7 @@ class PolicySearchHook(Hook):
         self._necks: dict[str, FeatureAugmentationNeck] = {}
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
         self._start: dict[str, dict[str, Tensor]] = {}
+        self._start_ops: dict[str, dict[str, tuple[float, float]]] = {}
         self._end = 0
         self._warned = False
         self._skipped = False
@@ -103,6 +106,7 @@ class PolicySearchHook(Hook):
             # One policy's few numbers stay on the host (see Policy); so does their optimizer.
             self._optimizers[name] = torch.optim.Adam(list(neck.search_parameters().values()), **self.adam)
             self._start[name] = {key: value.clone() for key, value in neck.search_parameters().items()}
+            self._start_ops[name] = neck.policy.expected_ops()
 
     def before_train(self, runner: Runner) -> None:
         """Find how long to search."""
@@ -151,6 +155,7 @@ class PolicySearchHook(Hook):
             for neck in self._necks.values():
                 neck.searching = False
             runner.logger.info(f'policy search ends at iteration {self._end}; expected ops:\n{self._table()}')
+            self._watch_change(runner)
         if self.every_n_train_iters(runner, self.log_interval):
             self._watch_ratio(runner, outputs)
 
@@ -221,6 +226,17 @@ class PolicySearchHook(Hook):
             scale = scaler.get_scale() if scaler is not None else 1.0
             gradients = iter(unrolled_gradient(loss, weights, leaves, lr=self.virtual_lr, loss_scale=scale))
             return {name: {key: next(gradients).cpu() for key in chi} for name, chi in chis.items()}
+
+    def _watch_change(self, runner: Runner) -> None:
+        """Tell of a policy that has not been searched, as by a few steps of a rate that was made for thousands."""
+        for name, neck in self._necks.items():
+            ops, start = neck.policy.expected_ops(), self._start_ops[name]
+            change = max(abs(now - then) for op in ops for now, then in zip(ops[op], start[op], strict=True))
+            if change < _CHANGE:
+                runner.logger.warning(
+                    f'policy {name}: the search ends where it began, its chances and magnitudes within {change:.1g}. '
+                    f'Search longer, or raise PolicySearchHook.lr, {self.adam["lr"]}'
+                )
 
     def _watch_ratio(self, runner: Runner, outputs: Any) -> None:
         ratio = (outputs or {}).get('sokd.norm_ratio')

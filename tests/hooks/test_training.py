@@ -143,6 +143,15 @@ def test_policy_is_searched_then_frozen_and_still_sampled(data, tmp_path):
     assert [draws for _, draws in seen] == list(range(seen[0][1], seen[0][1] + 8))
 
 
+@pytest.mark.parametrize(('lr', 'count'), [(3e-4, 1), (0.2, 0)])
+def test_a_search_that_ends_where_it_began_is_told(data, tmp_path, monkeypatch, lr, count):
+    runner = Runner.from_cfg(config(data, tmp_path, hooks=[*SOKD_HOOKS[:-1], dict(SOKD_HOOKS[-1], lr=lr)], epochs=1))
+    told = []
+    monkeypatch.setattr(runner.logger, 'warning', told.append)
+    runner.train()
+    assert sum('ends where it began' in text and str(lr) in text for text in told) == count
+
+
 @pytest.mark.parametrize('hooks', [SOKD_HOOKS, [dict(type='mmsokd.PolicySearchHook', mode='unrolled', search_iters=3)]])
 def test_a_killed_run_resumes_exactly(data, tmp_path, hooks):
     hooks = [*hooks[:-1], dict(hooks[-1], search_iters=6)]
