@@ -117,7 +117,9 @@ class NumberedBatches:
         return len(self._inner)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(vars(self)['_inner'], name)
+        if name == '_inner':  # of a copy in the making
+            raise AttributeError(name)
+        return getattr(self._inner, name)
 
 
 class SeededFetch:

@@ -263,7 +263,7 @@ def test_a_data_set_that_trains_again_is_seeded_once():
     data.__getitems__ = SeededFetch(data, seed=1)
     assert load((0, 0), 2, data) == load((0, 0), 2)
     batches = NumberedBatches(NumberedBatches([[1], [2]]))
-    assert [batch.place for batch in batches] == [(0, 0), (0, 1)]
+    assert [batch.place for batch in copy.deepcopy(batches)] == [(0, 0), (0, 1)]
 
 
 def test_fetch_depends_on_seed_epoch_number_and_rank():
