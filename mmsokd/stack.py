@@ -114,4 +114,4 @@ def _within(found: str, supported: str) -> bool:
     if found == 'unknown':
         return True
     # A local part (2.1.2+cu121) and a pre-release (NVIDIA's 2.1.0a0+32f93b1) do not make another version of it.
-    return SpecifierSet(supported).contains(Version(found).base_version)
+    return SpecifierSet(supported).contains(Version(found.split('+')[0]).base_version)
