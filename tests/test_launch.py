@@ -1,9 +1,11 @@
 """Two processes on CPUs, started by the shell scripts as a user starts them, against one process."""
 
+import contextlib
 import copy
 import importlib.util
 import json
 import os
+import random
 import re
 import socket
 import subprocess
@@ -87,9 +89,12 @@ SEARCH = dict(type='mmsokd.PolicySearchHook', search_iters=8, lr=0.1, weight_dec
 
 
 def free_port():
-    with socket.socket() as server:
-        server.bind(('127.0.0.1', 0))
-        return str(server.getsockname()[1])
+    """Below the ports that systems give to whoever asks for any, as srun does between this and the port's use."""
+    while True:
+        port = random.SystemRandom().randrange(10000, 20000)  # tests draw alike in both of pytest's workers
+        with socket.socket() as server, contextlib.suppress(OSError):
+            server.bind(('127.0.0.1', port))
+            return str(port)
 
 
 def environment(**kwargs):
