@@ -53,6 +53,8 @@ NETS = {
 }
 # Millions of parameters for 10 classes and with shortcuts that have none (He et al., arXiv:1512.03385, tab. 6)
 HE = {'resnet20': '0.27', 'resnet32': '0.46', 'resnet56': '0.85', 'resnet110': '1.7'}
+# the same for 10 classes (Zagoruyko & Komodakis, arXiv:1605.07146, tab. 4)
+WIDE = {'wrn-40-1': '0.6', 'wrn-40-2': '2.2'}
 # what a tap gives is signed where the feature is a sum, a linear bottleneck or a bare convolution
 SIGNED = {'wrn': {0, 1, 2, 3}, 'mobilenet': {1, 2, 3, 4}}
 
@@ -121,6 +123,13 @@ def test_sizes_are_the_papers(name):
     count = sum(p.numel() for p in model.parameters()) - shortcuts - 90 * (64 + 1)
     assert shortcuts == 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
     assert f'{count / 1e6:.{len(HE[name]) - 2}f}' == HE[name]
+
+
+@pytest.mark.parametrize('name', WIDE)
+def test_sizes_of_wide_ones_are_the_papers(name):
+    model = build(name)
+    count = sum(p.numel() for p in model.parameters()) - 90 * (model.head.fc.in_features + 1)
+    assert f'{count / 1e6:.1f}' == WIDE[name]
 
 
 @each_net
