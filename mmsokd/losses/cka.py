@@ -107,10 +107,10 @@ def _patches(feat: Tensor, side: int) -> Tensor:
 
 @MODELS.register_module()
 class RCKALoss(TermLoss):
-    """:func:`rcka_loss` as a term's loss.
+    """:func:`rcka_loss` as a term's loss. Take a ``loss_weight`` of 15, as the authors' code does for either part.
 
     Args:
-        picture_weight, class_weight: of the two parts. The authors' code takes 15 in all for a part.
+        picture_weight, class_weight: of the two parts.
         teacher_channels: K; the distiller fills it in.
 
     Raises:
@@ -138,7 +138,7 @@ class RCKALoss(TermLoss):
 
 @MODELS.register_module()
 class PCKALoss(TermLoss):
-    """:func:`pcka_loss` as a term's loss.
+    """:func:`pcka_loss` as a term's loss. Take a ``loss_weight`` of 10, as the authors' code does on each FPN level.
 
     SoKD's areas are not used as weights: a patch has no place of its own in a Gram matrix of all patches.
 
