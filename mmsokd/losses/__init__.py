@@ -2,6 +2,7 @@
 
 from mmsokd.losses.at import ATLoss, at_loss
 from mmsokd.losses.base import LossResult, TermLoss, in_fp32
+from mmsokd.losses.cka import PCKALoss, RCKALoss, linear_cka, pcka_loss, rcka_loss
 from mmsokd.losses.crd import CRDLoss, nce_loss
 from mmsokd.losses.cwd import CWDLogitsLoss, CWDLoss, cwd_loss
 from mmsokd.losses.dist import DISTLoss, dist_loss
@@ -35,7 +36,9 @@ __all__ = [
     'LossResult',
     'MGDLoss',
     'MTKDSSRLoss',
+    'PCKALoss',
     'PKDLoss',
+    'RCKALoss',
     'RKDLoss',
     'ReviewKDLoss',
     'SPLoss',
@@ -54,9 +57,12 @@ __all__ = [
     'in_fp32',
     'kd_loss',
     'ld_loss',
+    'linear_cka',
     'mgd_loss',
     'nce_loss',
+    'pcka_loss',
     'pkd_loss',
+    'rcka_loss',
     'rectified',
     'response_loss',
     'review_loss',

@@ -235,6 +235,17 @@ CASES = {
         [((5, 3), (5, 4)), ((5, 3, 2, 4), (5, 4, 3, 1)), ((5, 3), (5, 4, 2, 2))],
         ranks=(2, 3, 4),
     ),
+    'RCKALoss': Case(
+        dict(picture_weight=2.0, class_weight=0.5),
+        lambda _, s, t: relation.rcka(s, t, 2.0, 0.5),
+        same((6, 5), (2, 5, 3, 4), (4, 7)),
+        ranks=(2, 4),
+    ),
+    'PCKALoss': Case(
+        dict(patch_size=2),
+        lambda _, s, t: relation.pcka(s, t, 2),
+        same((2, 3, 4, 6), (2, 3, 5, 3), (1, 2, 3, 3), (3, 2, 7, 1)),
+    ),
     'CRDLoss': Case(
         dict(student_channels=3, teacher_channels=5, num_samples=20, feat_dim=4, nce_k=7),
         crd_twin,

@@ -17,7 +17,7 @@ from tests.losses.common import feats
 from tests.reference import logits as reference
 from tests.reference.plain import nearest
 
-LOGITS = ('KDLoss', 'KDLoss sigmoid', 'DKDLoss', 'DRKDLoss', 'DISTLoss')
+LOGITS = ('KDLoss', 'KDLoss sigmoid', 'DKDLoss', 'DRKDLoss', 'DISTLoss', 'RCKALoss')
 
 
 def logits(seed, shape=(6, 5)):

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from tests.reference.logits import kd
-from tests.reference.plain import softmax
+from tests.reference.plain import bilinear, softmax
 
 
 def conv(feat, weight, bias=None):
@@ -41,22 +41,6 @@ def head(feat, layers, dense):
     *norm, weight, bias = layers
     logits = conv(conv_norm_relu(feat, norm), weight, bias)
     return logits if dense else logits.mean((2, 3))
-
-
-def bilinear(maps, size):
-    """(N, C, H, W) at another size: each new cell's centre, clamped to the old ones' centres."""
-    n, c, h, w = maps.shape
-    out = np.zeros((n, c, *size))
-    for i in range(size[0]):
-        for j in range(size[1]):
-            y = max((i + 0.5) * h / size[0] - 0.5, 0.0)
-            x = max((j + 0.5) * w / size[1] - 0.5, 0.0)
-            y0, x0 = min(int(y), h - 1), min(int(x), w - 1)
-            y1, x1 = min(y0 + 1, h - 1), min(x0 + 1, w - 1)
-            top = maps[:, :, y0, x0] * (1 - (x - x0)) + maps[:, :, y0, x1] * (x - x0)
-            low = maps[:, :, y1, x0] * (1 - (x - x0)) + maps[:, :, y1, x1] * (x - x0)
-            out[:, :, i, j] = top * (1 - (y - y0)) + low * (y - y0)
-    return out
 
 
 def response(student, target, tau, activation):
