@@ -1,5 +1,6 @@
 """FM-KT: the flow's steps and where they arrive, who learns from whom, and that it carries a student to its teacher."""
 
+import copy
 import math
 import re
 
@@ -138,14 +139,15 @@ def pictures(count, seed):
 
 @pytest.mark.parametrize('metric', ['dist', 'kd'])
 def test_flow_arrives_at_the_teacher_and_the_plain_head_follows(metric):
-    """On pictures that it has not seen too: nearer to the teacher than where it starts, and than a linear head gets."""
+    """On unseen pictures too it ends nearer to the teacher than it starts, and than the plain head, which is linear."""
     torch.manual_seed(0)
-    cfg = dict(type='mmsokd.FMKTLoss', student_channels=[6, 4], teacher_channels=[9, 4], metric=metric)
+    cfg = dict(type='mmsokd.FMKTLoss', student_channels=[6, 4], teacher_channels=[9, 4], steps=4, metric=metric)
     loss, own = MODELS.build(cfg), nn.Linear(6, 4)
+    untrained = copy.deepcopy(own)
     x, t, samples = pictures(256, 1)
     optimizer = torch.optim.Adam([*loss.parameters(), *own.parameters()], lr=0.01)
     values = []
-    for _ in range(150):
+    for _ in range(100):
         optimizer.zero_grad()
         value = loss([x, own(x)], [x, t], samples)
         value.backward()
@@ -157,8 +159,8 @@ def test_flow_arrives_at_the_teacher_and_the_plain_head_follows(metric):
             start, plain = loss.classify(x), own(x)
             ends = loss.predict(x, plain)
             assert kd_loss(ends.mean(0), t, 1.0) < 0.5 * kd_loss(start, t, 1.0)
-            assert kd_loss(ends.mean(0), t, 1.0) < kd_loss(plain, t, 1.0)
-            assert dist_loss(plain, ends.mean(0)) < 0.2
+            assert kd_loss(ends.mean(0), t, 1.0) < 0.8 * kd_loss(plain, t, 1.0)
+            assert dist_loss(plain, ends.mean(0)) < 0.5 * dist_loss(untrained(x), ends.mean(0))
 
 
 # ---- what it takes --------------------------------------------------------------------------------------------------
