@@ -10,6 +10,7 @@ from mmsokd.losses.dkd import DKDLoss, dkd_loss
 from mmsokd.losses.drkd import DRKDLoss, rectified
 from mmsokd.losses.fgd import FGDLoss, fgd_focal_loss, fgd_loss
 from mmsokd.losses.fitnet import FitNetLoss, fitnet_loss
+from mmsokd.losses.fmkt import FMKTLoss, flow_ends, fmkt_loss
 from mmsokd.losses.kd import KDLoss, kd_loss
 from mmsokd.losses.ld import LDLoss, ld_loss
 from mmsokd.losses.mgd import MGDLoss, mgd_loss
@@ -30,6 +31,7 @@ __all__ = [
     'DKDLoss',
     'DRKDLoss',
     'FGDLoss',
+    'FMKTLoss',
     'FitNetLoss',
     'KDLoss',
     'LDLoss',
@@ -53,6 +55,8 @@ __all__ = [
     'fgd_focal_loss',
     'fgd_loss',
     'fitnet_loss',
+    'flow_ends',
+    'fmkt_loss',
     'hcl_loss',
     'in_fp32',
     'kd_loss',

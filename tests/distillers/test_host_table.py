@@ -50,6 +50,7 @@ TASKS = {
             'DRKD': dict(tap='head.fc', loss_weight=20.0),
             'StudentFriendlyKD': dict(tap='head.fc', loss_weight=20.0),
             'MTKDSSR': dict(tap=[*STAGES, 'head.fc'], head_channels=8),
+            'FMKT': dict(tap=['backbone.layer4', 'head.fc']),
         },
     ),
     'Segmentation': Task(
@@ -76,6 +77,7 @@ TASKS = {
             'DRKD': dict(tap='decode_head.conv_seg', loss_weight=20.0),
             'StudentFriendlyKD': dict(tap='decode_head.conv_seg', loss_weight=20.0, max_tokens=64),
             'MTKDSSR': dict(tap=[*STAGES, 'decode_head.conv_seg'], head_channels=8),
+            'FMKT': dict(tap=['decode_head.bottleneck', 'decode_head.conv_seg']),
         },
     ),
     'Detection': Task(

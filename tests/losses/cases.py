@@ -179,6 +179,30 @@ def ssr_twin(loss, s, t, **kwargs):
     return sum(weight * part for weight, part in zip(SSR.values(), parts, strict=True))
 
 
+FMKT = dict(student_channels=[3, 4], teacher_channels=[2, 4], steps=3, tau=2.0)
+FMKT_SHAPES = [  # feature and logits: maps to vectors, vectors to vectors, maps to maps
+    ([(5, 3, 2, 3), (5, 4)], [(5, 2, 4, 4), (5, 4)]),
+    ([(5, 3), (5, 4)], [(5, 2), (5, 4)]),
+    ([(2, 3, 2, 3), (2, 4, 2, 3)], [(2, 2, 2, 3), (2, 4, 2, 3)]),
+]
+
+
+def fmkt_layers(loss):
+    """The velocity's, and the linear layer behind the flow, by the twin's order."""
+    time, change, norm = loss.velocity.time, loss.velocity.change, loss.velocity.norm
+    pairs = [[time[0], time[2]], [change[0], change[2]], [norm], [loss.classify]]
+    *velocity, head = [arrays(*(x for m in layers for x in (m.weight, m.bias))) for layers in pairs]
+    return velocity, head
+
+
+def fmkt_ends(loss, s):
+    return losses.fmkt_predictions(s[0], *fmkt_layers(loss), loss.steps, s[1].ndim == 4)
+
+
+def fmkt_twin(loss, s, t):
+    return losses.fmkt(fmkt_ends(loss, s), s[1], t[1], true_classes(s[1].shape), loss.metric, loss.tau)
+
+
 CASES = {
     'FitNetLoss': Case({}, lambda _, s, t: losses.fitnet(s, t), same((4, 3, 5, 6), (4, 3)), ranks=(2, 3, 4)),
     'ATLoss': Case(
@@ -312,4 +336,6 @@ CASES = {
         zero=False,
         stops=True,
     ),
+    'FMKTLoss': Case(FMKT, fmkt_twin, FMKT_SHAPES, classes, ranks=(), zero=False, stops=True),
+    'FMKTLoss by KD': Case(dict(FMKT, metric='kd'), fmkt_twin, FMKT_SHAPES, classes, ranks=(), zero=False, stops=True),
 }

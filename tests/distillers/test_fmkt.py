@@ -1,0 +1,94 @@
+"""FM-KT in a distiller: who gets a gradient, what is exported and resumed, two processes, and what it refuses."""
+
+import copy
+import re
+
+import pytest
+import torch
+from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
+
+from mmsokd.export import export_student
+from mmsokd.registry import MODELS
+from tests.builders import classifier, distiller, losses_of, raw_cls_batch, retinanet, segmentor, step
+from tests.two_ranks import assert_same, on_two_ranks
+
+FMKT = dict(type='mmsokd.FMKTLoss', tap=['backbone.layer4', 'head.fc'], steps=4)
+
+
+def built(network=classifier, **term):
+    torch.manual_seed(0)
+    models = dict(student=network(8), teacher=network(12), probe_size=64)
+    return distiller('Distiller', **models, terms=dict(loss_fmkt=dict(FMKT, **term))).train()
+
+
+@pytest.mark.parametrize('tap', [['backbone.layer4', 'head.fc'], ['neck', 'head.fc']])
+def test_students_own_head_and_all_of_the_flow_learn(tap):
+    model = built(tap=tap)
+    losses_of(model, raw_cls_batch(4))['distill.loss_fmkt'].backward()
+    assert model.student.head.fc.weight.grad.abs().sum() > 0
+    assert model.student.backbone.conv1.weight.grad.abs().sum() > 0
+    assert all(p.grad.abs().sum() > 0 for p in model.terms.parameters())
+    assert all(p.grad is None for p in model.teacher.parameters())
+
+
+def test_flow_vanishes_from_the_exported_student():
+    model = built()
+    saved = model.state_dict()
+    assert {'velocity', 'classify'} <= {part for name in saved if name.startswith('terms.') for part in name.split('.')}
+    exported = export_student(dict(state_dict=saved, meta={}))['state_dict']
+    plain = MODELS.build(classifier(8))
+    plain.load_state_dict(exported, strict=True)
+    assert sum(p.numel() for p in plain.parameters()) == sum(p.numel() for p in model.student.parameters())
+
+
+def test_resume_continues_exactly():
+    def begun():
+        model = built()
+        return model, OptimWrapper(torch.optim.Adam(model.parameters(), lr=0.003))
+
+    model, wrapper = begun()
+    step(model, wrapper, raw_cls_batch(4, seed=1))
+    saved = copy.deepcopy((model.state_dict(), wrapper.state_dict()))
+    other, other_wrapper = begun()
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(1)
+    other.load_state_dict(saved[0], strict=True)
+    other_wrapper.load_state_dict(saved[1])
+    for seed in (2, 3):
+        ours, theirs = (step(m, w, raw_cls_batch(4, seed=seed)) for m, w in ((model, wrapper), (other, other_wrapper)))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), seed
+
+
+def worker(rank, folder):
+    for weight in (1.0, [(0.0, 0.0), (0.5, 1.0)]):  # at work, and at rest
+        model = built(loss_weight=weight)
+        wrapped = MMDistributedDataParallel(model)
+        wrapper = OptimWrapper(torch.optim.SGD(wrapped.parameters(), lr=0.01))
+        before = model.terms['loss_fmkt'].losses[0].classify.weight.detach().clone()
+        for i in range(2):  # in the second step DDP misses a parameter that the first has not used
+            wrapped.train_step(raw_cls_batch(4, seed=10 * rank + i), wrapper)
+        assert_same(torch.cat([p.detach().flatten() for p in model.parameters()]), weight)
+        moved = not torch.equal(before, model.terms['loss_fmkt'].losses[0].classify.weight)
+        assert moved == (weight == 1.0)
+
+
+@pytest.mark.slow
+def test_ranks_stay_together(tmp_path):
+    on_two_ranks(worker, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('network', 'tap', 'message'),
+    [
+        (classifier, 'head.fc', 'expected a feature and the output'),
+        (retinanet, ['neck', 'bbox_head.retina_cls'], 'expected a feature and the output'),
+        (retinanet, ['neck[0]', 'bbox_head.retina_cls[0]'], "expected 'gt_sem_seg' in each data sample"),
+        (segmentor, ['backbone.layer1', 'decode_head.conv_seg'], 'expected a feature (N, C) or (N, C, H, W)'),
+    ],
+)
+def test_what_does_not_fit_is_told_when_the_model_is_built(network, tap, message):
+    with pytest.raises(ValueError, match=r'^terms\.loss_fmkt: ' + re.escape(message)):
+        built(network, tap=tap)
