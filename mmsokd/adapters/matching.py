@@ -65,7 +65,8 @@ class ChannelMatching(ResizeAdapter):
     over all injective maps of the student's channels into the teacher's. So the student needs no learned map to the
     teacher's width: a wider teacher gives as many channels as the student has, and a narrower one is refused. The
     abstract says that networks differ in what their channels stand for, and that the teacher's knowledge is made
-    consistent with the student's; the rest is ours.
+    consistent with the student's. The rest is ours; that channels are assigned one to one is after Matching Guided
+    Distillation (arXiv:2008.09958).
 
     Correlations are over the positions of ``batches`` training steps, of all ranks. They are gathered from the steps
     themselves, at the beginning of every ``interval``, and the match changes when they are complete. It is not left
