@@ -26,7 +26,7 @@ CONFIGS = sorted(p for p in (ROOT / 'configs').rglob('*.py') if '_base_' not in 
 # Not what the models of a folder share, its data and schedule. CIFAR-100's have tests of their own.
 MODEL_CONFIGS = [p for p in CONFIGS if p.stem not in (p.parent.name, 'shapes') and 'cifar' not in p.name]
 HOSTS = [
-    p for p in CONFIGS if p.name.startswith(f'{p.parent.name}_') and p.parent.name not in ('sokd', 'sftn', 'tst')
+    p for p in CONFIGS if p.name.startswith(f'{p.parent.name}_') and p.parent.name not in ('kcd', 'sokd', 'sftn', 'tst')
 ]  # alone
 FAMILIES = {
     'detection/sokd': {'faster-rcnn', 'retinanet', 'fcos', 'gfl'},

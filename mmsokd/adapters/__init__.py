@@ -2,10 +2,12 @@
 
 from mmsokd.adapters.conv import ConvAdapter, ResizeAdapter, SoKDAdapter
 from mmsokd.adapters.linear import LinearAdapter
+from mmsokd.adapters.matching import ChannelMatching
 from mmsokd.adapters.reviewkd import ReviewKDAdapter
 from mmsokd.adapters.simplifier import LearningSimplifier
 
 __all__ = [
+    'ChannelMatching',
     'ConvAdapter',
     'LearningSimplifier',
     'LinearAdapter',

@@ -25,6 +25,13 @@ class PerLevel(ModuleList):
             for adapter, feat, size in zip(self, feats, sizes, strict=True)
         ]
 
+    def match(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Tensor]:
+        """Each of the teacher's levels, in the adapted student's channels where its adapter picks them."""
+        return [
+            adapter.match(s, t) if picks_channels(adapter) else t
+            for adapter, s, t in zip(self, student, teacher, strict=True)
+        ]
+
 
 class Fit(NamedTuple):
     """What a term's adapter has to bring together.
@@ -178,6 +185,18 @@ def shape_text(spec: FeatureSpec) -> str:
 def keeps_channels(adapter: nn.Module) -> bool:
     """Whether what comes out of an adapter has the student's channels."""
     return isinstance(adapter, nn.Identity) or getattr(adapter, 'keeps_channels', False)
+
+
+def picks_channels(adapter: nn.Module) -> bool:
+    """Whether an adapter's ``match(student, teacher)`` gives the teacher's level in the student's channels."""
+    return getattr(adapter, 'picks_channels', False)
+
+
+def compared_channels(adapter: nn.Module, s: FeatureSpec, t: FeatureSpec) -> tuple[int, int]:
+    """How many channels of either side are compared."""
+    if picks_channels(adapter):
+        return s.channels, s.channels
+    return s.channels if keeps_channels(adapter) else t.channels, t.channels
 
 
 def is_pyramid(cls: type) -> bool:

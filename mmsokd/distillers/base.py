@@ -304,9 +304,10 @@ class Distiller(Face):
             with telling(term.key):
                 pair = feats[STUDENT][term.student_tap], feats[term.teacher_name][term.teacher_tap]
                 student, teacher = term.select(*pair, inputs.shape[-2:])
-                source = (term.teacher_name, term.teacher_tap, *(j for _, j in term.pairs))
+                source = (term.teacher_name, term.teacher_tap, term.matches and name, *(j for _, j in term.pairs))
                 teacher = [t.detach() for t in teacher]
                 student = term.adapt(student, teacher)
+                teacher = term.match(student, teacher)
                 if step is not None and name in self.refine.names:
                     teacher = step.refine(name, source, teacher, student)
                 areas = self.areas.detectors[name](student, teacher) if has_areas else None
@@ -357,7 +358,8 @@ class Distiller(Face):
             for name, term in alive.items():
                 pair = feats[STUDENT][term.student_tap], feats[term.teacher_name][term.teacher_tap]
                 student, teacher = term.select(*pair, inputs.shape[-2:])
-                found[name] = self.areas.detectors[name].detect(term.adapt(student, teacher), teacher)
+                adapted = term.adapt(student, teacher)
+                found[name] = self.areas.detectors[name].detect(adapted, term.match(adapted, teacher))
         return found
 
 

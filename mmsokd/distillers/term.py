@@ -10,7 +10,17 @@ from torch import Tensor, nn
 
 from mmsokd import losses
 from mmsokd.checks import check_bool, nearest, telling
-from mmsokd.distillers.adapting import INFERRED, RANKS, Fit, PerLevel, are_maps, is_pyramid, keeps_channels, shape_text
+from mmsokd.distillers.adapting import (
+    INFERRED,
+    RANKS,
+    Fit,
+    PerLevel,
+    are_maps,
+    compared_channels,
+    is_pyramid,
+    picks_channels,
+    shape_text,
+)
 from mmsokd.distillers.parts import build_part, part_class
 from mmsokd.distillers.rehearsal import noise
 from mmsokd.distillers.schedule import WeightSchedule
@@ -219,8 +229,19 @@ class Term(BaseModule):
 
     @property
     def channels(self) -> list[int]:
-        """The teacher's channels, level by level."""
-        return [t.channels for _, t in self.specs]
+        """In how many channels the teacher is compared, level by level."""
+        return [teacher for _, teacher in self._compared]
+
+    @property
+    def _compared(self) -> list[tuple[int, int]]:
+        """How many channels of the adapted student and of the teacher are compared, level by level."""
+        adapters = self.adapter if isinstance(self.adapter, PerLevel) else [self.adapter] * len(self.specs)
+        return [compared_channels(adapter, s, t) for adapter, (s, t) in zip(adapters, self.specs, strict=True)]
+
+    @property
+    def matches(self) -> bool:
+        """Whether :meth:`match` changes the teacher's feature: it is then this term's own."""
+        return isinstance(self.adapter, PerLevel) and any(picks_channels(adapter) for adapter in self.adapter)
 
     @property
     def _fit(self) -> Fit:
@@ -239,11 +260,7 @@ class Term(BaseModule):
 
     def _build_losses(self) -> list[nn.Module]:
         """One a level, or one for the pyramid where its class says so."""
-        adapters = self.adapter if isinstance(self.adapter, PerLevel) else [self.adapter] * len(self.specs)
-        found = [
-            (s.channels if keeps_channels(adapter) else t.channels, t.channels, t.signed)
-            for (s, t), adapter in zip(self.specs, adapters, strict=True)
-        ]
+        found = [(*channels, t.signed) for channels, (_, t) in zip(self._compared, self.specs, strict=True)]
         if self._asks('pyramid'):
             found = [tuple(map(list, zip(*found, strict=True)))]
         names = ('student_channels', 'teacher_channels', 'signed')
@@ -280,6 +297,10 @@ class Term(BaseModule):
     def adapt(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Tensor]:
         """``Phi_s(F_s)``, level by level, in the teacher's width and size."""
         return self.adapter(student, [t.shape[-2:] for t in teacher])
+
+    def match(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Tensor]:
+        """The teacher's levels as the adapter leaves them: as they are, or in the channels of the adapted student."""
+        return self.adapter.match(student, teacher) if self.matches else list(teacher)
 
     def forward(
         self,
@@ -342,7 +363,7 @@ class Term(BaseModule):
             ours = all(type(loss).__module__.startswith('mmsokd.') for loss in self.losses)
             if self._asks('wants_samples') and (samples is None or not ours):
                 return
-            value = self(adapted, sides[1], samples=samples)
+            value = self(adapted, self.match(adapted, sides[1]), samples=samples)
             found = value.item() if value.numel() == 1 else f'the shape {tuple(value.shape)}'
             if not isinstance(found, float) or not math.isfinite(found):
                 raise ValueError(

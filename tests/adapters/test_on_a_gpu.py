@@ -19,6 +19,7 @@ CASES = {  # name -> (arguments, shapes of what is given, what else is given)
     'SoKDAdapter unsigned': (dict(in_channels=4, out_channels=7, signed=False), MAP, []),
     'ResizeAdapter': (dict(), MAP, [LARGE]),
     'ResizeAdapter area': (dict(resize='area'), MAP, [SMALL]),
+    'ChannelMatching': (dict(in_channels=4, out_channels=7, resize='bilinear'), MAP, [LARGE]),
     'LinearAdapter': (dict(in_channels=4, out_channels=7), (2, 5, 4), []),
     'ReviewKDAdapter': (
         dict(in_channels=(2, 3, 4), out_channels=(5, 3, 6)),
