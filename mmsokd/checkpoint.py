@@ -16,7 +16,7 @@ from mmengine.dist import barrier, get_rank
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import get_deprecated_model_names, get_external_models, get_torchvision_models
 
-from mmsokd.unpickle import RefusedPickle, SafeUnpickler, Storage
+from mmsokd.unpickle import RefusedPickle, SafeUnpickler, Storage, check_keys
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of PyTorch's files before 1.6
 _trust_all = False
@@ -204,7 +204,9 @@ def _read_legacy(file: mmap.mmap, device: torch.device) -> Any:
     SafeUnpickler(file).load()  # the sizes of C's types
     result = SafeUnpickler(file, storage, size).load()
     keys = SafeUnpickler(file).load()
-    plain = isinstance(keys, list) and all(type(key) in (str, int) for key in keys)  # a hash may take forever
+    plain = isinstance(keys, list) and all(type(key) in (str, int) for key in keys)
+    if plain:
+        check_keys(keys)
     if not plain or len(keys) != len(found) or set(keys) != set(found):
         raise ValueError('storages and their list differ')
     for key in keys:

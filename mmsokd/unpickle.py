@@ -11,7 +11,7 @@ import pickle
 import re
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from datetime import date, datetime, time, timedelta, timezone
 from pathlib import PosixPath, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
@@ -135,15 +135,20 @@ def _told(value: Any) -> str:
     return repr(value[:20]) if type(value) is str else type(value).__name__
 
 
-def _keys_are_plain(*keys: Any) -> None:
-    """Numbers, text, the like, and tuples of them; the hash of anything nested may take forever.
+def check_keys(keys: Collection, there: Collection = ()) -> None:
+    """Raise RefusedPickle unless ``keys`` can join ``there`` in time.
 
-    So may a dict of large integers, whose hash is what they leave modulo 2^61 - 1.
+    Numbers, text, the like, and tuples of them: the hash of anything nested may take forever. So may many keys of one
+    hash, which is easily found for large integers (they leave it modulo 2^61 - 1), complex numbers and tuples; of
+    tuples there are few in any honest file.
     """
     for key in keys:
         for part in key if type(key) is tuple else (key,):
             _expect(type(part) is not int or abs(part) < 2**61 - 1, 'a key of more than 60 bits')
-            _expect(type(part) in _KEYS or isinstance(part, np.generic), f'a key of type {type(part).__name__}')
+            plain = part.dtype.kind in 'biufSU' if isinstance(part, np.generic) else type(part) in _KEYS
+            _expect(plain, f'a key of type {type(part).__name__}')
+    if any(type(key) in (tuple, timedelta) for key in keys):
+        _expect(len(keys) + len(there) <= 1000, 'more than 1000 keys, with tuples among them')
 
 
 def _mapping(kind: Callable) -> Callable:
@@ -152,7 +157,7 @@ def _mapping(kind: Callable) -> Callable:
     def build(items: Any = ()) -> Any:
         _expect(isinstance(items, dict) or type(items) in (list, tuple), 'a mapping of something else than pairs')
         pairs = list(items.items() if isinstance(items, dict) else items)
-        _keys_are_plain(*(key for key, _ in pairs))
+        check_keys([key for key, _ in pairs])
         return kind(dict(pairs))
 
     return build
@@ -161,7 +166,7 @@ def _mapping(kind: Callable) -> Callable:
 def _collection(kind: type) -> Callable:
     def build(items: Any = ()) -> Any:
         _expect(type(items) in (list, tuple), 'a set of something else than a list')
-        _keys_are_plain(*items)
+        check_keys(items)
         return kind(items)
 
     return build
@@ -300,7 +305,7 @@ _FACTORIES = {  # of a defaultdict
     for kind in (dict, list, tuple, set, int, float, bool, str, OrderedDict, Counter, deque)
 }
 _KEYS = (
-    *(str, int, float, bool, bytes, complex, type(None), torch.dtype, torch.device),
+    *(str, int, float, bool, bytes, type(None), torch.dtype, torch.device),
     *(date, datetime, time, timedelta, PosixPath, PurePosixPath),
 )
 _VALUES: dict[str, Any] = {
@@ -388,7 +393,8 @@ class SafeUnpickler(pickle._Unpickler):
         if kind != 'storage' or self._storage is None or any(view):
             raise RefusedPickle(f'a {_told(kind)} beside the tensors')
         _expect(isinstance(dtype, torch.dtype) and dtype in _STORAGES.values(), 'a storage without numbers')
-        _expect(isinstance(key, str | int), 'a storage without a name')
+        _expect(type(key) in (str, int), 'a storage without a name')
+        check_keys([key])
         _expect(type(numel) is int and numel >= 0, 'a storage without a size')
         return self._storage(dtype, key, numel)
 
@@ -438,14 +444,14 @@ class SafeUnpickler(pickle._Unpickler):
     def load_frozenset(self) -> None:
         """Of plain keys."""
         items = self.pop_mark()
-        _keys_are_plain(*items)
+        check_keys(items)
         self._append(frozenset(items))
 
     def load_additems(self) -> None:
         """To a set only."""
         items = self.pop_mark()
         _expect(type(self.stack[-1]) is set, f'items of a {type(self.stack[-1]).__name__}')
-        _keys_are_plain(*items)
+        check_keys(items, self.stack[-1])
         self.stack[-1].update(items)
 
     def load_append(self) -> None:
@@ -473,7 +479,7 @@ class SafeUnpickler(pickle._Unpickler):
     def _update(self, items: list) -> None:
         target = self.stack[-1]
         _expect(type(target) in (dict, OrderedDict, defaultdict), f'keys of a {type(target).__name__}')
-        _keys_are_plain(*items[::2])
+        check_keys(items[::2], target)
         target.update(zip(items[::2], items[1::2], strict=True))
 
     for _code, _load in (

@@ -37,3 +37,16 @@ def test_each_config_has_its_rows(tmp_path):
     rows = [line.split(' | ') for line in done.stdout.splitlines() if line.startswith('| ')][1:]
     assert [row[0][2:] for row in rows] == list(times)
     assert rows[0][2] == '1.00'
+
+
+@pytest.mark.parametrize(
+    ('paths', 'message'),
+    [
+        (['configs/detection/bccd/bccd.py'], 'expected a config to train'),
+        ([f'{TIN}/{NAMES[0]}.py'] * 2, 'expected another file name than that of a config before it'),
+    ],
+)
+def test_what_is_no_row_is_told(paths, message):
+    done = benchmark(*paths, '--side', '32', '--batch-size', '2')
+    assert done.returncode == 1
+    assert message in done.stdout.splitlines()[-1]

@@ -19,7 +19,7 @@ def noise(spec: FeatureSpec) -> Tensor:
 def blank_samples(model: nn.Module, size: int) -> list[BaseDataElement] | None:
     """Data samples of two pictures that have what training this model needs, all of class 0.
 
-    mmdet's models get a box, and a class map where something in them is named after one; mmseg's a class map;
+    mmdet's models get a box, and panoptic ones, in which something is named so, a class map; mmseg's a class map;
     mmpretrain's a class.
 
     Args:
@@ -30,15 +30,16 @@ def blank_samples(model: nn.Module, size: int) -> list[BaseDataElement] | None:
     annotations it has.
     """
     library = type(model).__module__.partition('.')[0]
-    classes = torch.zeros(1, size, size, dtype=torch.long)
+    classes = torch.zeros(1, size, size, dtype=torch.long, device='cpu')
+    label = torch.zeros(1, dtype=torch.long, device='cpu')
     annotations = {}
     if library == 'mmdet':
-        boxes = torch.tensor([[0.0, 0.0, size / 2, size / 2]])
-        annotations['gt_instances'] = InstanceData(bboxes=boxes, labels=torch.tensor([0]))
+        boxes = torch.tensor([[0.0, 0.0, size / 2, size / 2]], device='cpu')
+        annotations['gt_instances'] = InstanceData(bboxes=boxes, labels=label)
         if any('semantic' in name or 'panoptic' in name for name, _ in model.named_modules()):
             annotations['gt_sem_seg'] = PixelData(sem_seg=classes)
     elif library == 'mmpretrain':
-        annotations['gt_label'] = torch.tensor([0])
+        annotations['gt_label'] = label
     elif library == 'mmseg':
         annotations['gt_sem_seg'] = PixelData(data=classes)
     else:

@@ -78,10 +78,17 @@ class TSTDistiller(Distiller):
     def _doubled(self, inputs: Tensor, samples: list) -> tuple[Tensor, list]:
         """``[x ; x~]``. A loader shuffles, so that its first pictures are as good a part as any."""
         n = max(1, round(self.share * len(inputs)))
-        changed, more = self.augment(inputs[:n], samples[:n])
+        sizes = self._pixels.sizes(inputs, samples)  # the whole batch tells what is padding
+        changed, more = self.augment(inputs[:n], samples[:n], sizes=sizes[:n])
         return torch.cat([inputs, changed]), [*samples, *more]
 
-    def augment(self, inputs: Tensor, samples: list, chi: Mapping[str, Tensor] | None = None) -> tuple[Tensor, list]:
+    def augment(
+        self,
+        inputs: Tensor,
+        samples: list,
+        chi: Mapping[str, Tensor] | None = None,
+        sizes: list[tuple[int, int]] | None = None,
+    ) -> tuple[Tensor, list]:
         """The batch as the augmenter changes it in one draw.
 
         Args:
@@ -89,13 +96,14 @@ class TSTDistiller(Distiller):
                 is normalised again. Padding stays as it is.
             samples: one a picture; what has boxes or label maps is copied.
             chi: the augmenter's logits to learn by (see :meth:`ImageAugmenter.forward`).
+            sizes: height and width of each picture without its padding; by default the samples tell.
 
         Raises:
             ValueError: a sample says that its picture is larger than the batch, or what is got back is no pixels.
         """
         mean, std = (x.to(inputs.device, non_blocking=True) for x in (self._pixels.mean, self._pixels.std))
         self._pixels = self._pixels._replace(mean=mean, std=std)  # copied once
-        shapes = self._pixels.sizes(inputs, samples)
+        shapes = self._pixels.sizes(inputs, samples) if sizes is None else sizes
         _check_shapes(shapes, inputs)
         together = has_places(samples)
         with torch.autocast(inputs.device.type, enabled=False):

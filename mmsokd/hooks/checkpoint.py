@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import re
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,8 @@ class AtomicCheckpointHook(CheckpointHook):
         if self.backend_args is None and self.file_client_args is None and type(self.file_backend) is LocalBackend:
             self.backend_args = dict(backend=_BACKEND)
             if is_main_process():
-                own = ['*.pth.part', f'*{Path(self.filename_tmpl).suffix}.part', 'last_checkpoint.part']
+                numbered = re.sub(r'\{.*?\}', '*', self.filename_tmpl)
+                own = ['*.pth.part', f'*{numbered}.part', 'last_checkpoint.part']
                 for part in {part for name in own for part in Path(self.out_dir).glob(name)}:
                     part.unlink(missing_ok=True)
 

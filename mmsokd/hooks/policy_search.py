@@ -106,7 +106,8 @@ class PolicySearchHook(Hook):
             # One policy's few numbers stay on the host (see Policy); so does their optimizer.
             self._optimizers[name] = torch.optim.Adam(list(neck.search_parameters().values()), **self.adam)
             self._start[name] = {key: value.clone() for key, value in neck.search_parameters().items()}
-            self._start_ops[name] = neck.policy.expected_ops()
+            if runner.iter == 0:  # FlexibleRunner has resumed already, and the search has begun elsewhere
+                self._start_ops[name] = neck.policy.expected_ops()
 
     def before_train(self, runner: Runner) -> None:
         """Find how long to search."""
@@ -229,8 +230,8 @@ class PolicySearchHook(Hook):
 
     def _watch_change(self, runner: Runner) -> None:
         """Tell of a policy that has not been searched, as by a few steps of a rate that was made for thousands."""
-        for name, neck in self._necks.items():
-            ops, start = neck.policy.expected_ops(), self._start_ops[name]
+        for name, start in self._start_ops.items():
+            ops = self._necks[name].policy.expected_ops()
             change = max(abs(now - then) for op in ops for now, then in zip(ops[op], start[op], strict=True))
             if change < _CHANGE:
                 runner.logger.warning(

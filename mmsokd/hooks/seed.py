@@ -1,7 +1,8 @@
 """Random numbers that follow from where the training is, not from how it came there."""
 
+import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch.utils.data import DataLoader
+from mmengine.runner.loops import _InfiniteDataloaderIterator
+from torch.utils.data import BatchSampler, DataLoader
 
 from mmsokd.augment import Policy
 from mmsokd.registry import HOOKS
@@ -32,26 +34,29 @@ class SeedHook(Hook):
     priority = 'VERY_HIGH'
 
     def before_train(self, runner: Runner) -> None:
-        """Number the loader's batches, and stand before its data set; tell the policies the seed."""
+        """Number the loader's batches; tell the policies the seed."""
         for module in runner.model.modules():
             if isinstance(module, Policy):
                 module.seed = runner.seed  # PyTorch's own changes with each step
         loader, loop = runner.train_dataloader, runner.train_loop
-        self._batches = NumberedBatches(loader.batch_sampler, runner.seed)
-        if loader.batch_sampler is not None:
-            vars(loader)['batch_sampler'] = self._batches  # a loader refuses another by its attribute
-        try:
-            loader.dataset.__getitems__ = SeededFetch(loader.dataset, runner.seed)  # which loaders ask for a batch
-        except AttributeError as error:
-            if not isinstance(loader.dataset, list | tuple):  # which draw nothing
-                runner.logger.warning(f'what the training set draws is not seeded: {error}')
+        if loader.batch_sampler is None:
+            runner.logger.warning('what the training set draws is not seeded: its loader makes no batches')
+            return
+        if not isinstance(loader.batch_sampler, NumberedBatches):  # a former training's, which its workers know
+            vars(loader)['batch_sampler'] = NumberedBatches(loader.batch_sampler)  # its attribute refuses another
+        loader.batch_sampler.seed_by(runner.seed)
         iterator = getattr(loop, 'dataloader_iterator', None)
-        if getattr(iterator, '_iterator', None) is not None and not loader.num_workers:
+        if (
+            isinstance(iterator, _InfiniteDataloaderIterator)
+            and iterator._iterator is not None
+            and not loader.num_workers
+        ):
             loop.dataloader_iterator = type(iterator)(loader)  # it has loaded nothing yet
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Count from here."""
-        self._batches.begin(runner.epoch, _stepped_over(runner.train_loop))
+        if runner.train_dataloader.batch_sampler is not None:
+            runner.train_dataloader.batch_sampler.begin(runner.epoch, _stepped_over(runner.train_loop))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed the step, each rank's by itself."""
@@ -82,34 +87,70 @@ class SeedHook(Hook):
 
 
 class Batch(list):
-    """Indices of a batch, with its ``place`` in the training: epoch and number."""
+    """Indices of a batch; whoever loads it goes over them, and what its pipeline draws from is seeded as that begins.
 
-
-class NumberedBatches:
-    """A batch sampler's batches as :class:`Batch`, so that whoever loads one knows which it is.
+    So it needs neither the data set's help nor the loader's, and a copy of the data set, or another loader of it, draws
+    as it would without. A data set's own ``__getitems__`` that does not go over its indices is not seeded.
 
     Args:
-        sampler: gives lists of indices; its attributes are this one's.
-        seed: of the run. A sampler of PyTorch's own draws its order's seed as it begins a pass, from a generator that
-            is seeded for it; None: it is left alone.
+        indices: of the batch.
+        key: numbers >= 0, the seed.
     """
 
-    def __init__(self, sampler: Any, seed: int | None = None) -> None:
-        self._inner = sampler._inner if isinstance(sampler, NumberedBatches) else sampler  # a former training's
-        self._seed = seed
+    def __init__(self, indices: Iterable, key: tuple[int, ...]) -> None:
+        super().__init__(indices)
+        self.key = key
+
+    def __iter__(self) -> Iterator:
+        _seed_host(*self.key)
+        return super().__iter__()
+
+    def __reduce__(self) -> tuple:  # on its way to a worker, which is no loading
+        return Batch, (list(super().__iter__()), self.key)
+
+
+class NumberedBatches(BatchSampler):
+    """A batch sampler's batches as :class:`Batch`, so that each draws by its place in the training: epoch and number.
+
+    What the sampler itself draws is seeded too, by the seed, the epoch, the pass and the batch: PyTorch's own draw
+    their order as a pass begins, others (mmdet's ``GroupMultiSourceSampler``) with each batch.
+
+    Args:
+        inner: gives lists of indices; its attributes are this one's, to read and to set.
+    """
+
+    _own = ('_inner', '_seed', '_rank', '_epoch', '_next', '_passes')
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self.seed_by(0)
         self.begin(0)
+
+    def seed_by(self, seed: int) -> None:
+        """Take this run's."""
+        self._seed, self._rank = seed, get_rank()
 
     def begin(self, epoch: int, first: int = 0) -> None:
         """The next batch is number ``first`` of ``epoch``."""
         self._epoch, self._next, self._passes = epoch, first, 0
 
     def __iter__(self) -> Iterator[Batch]:
-        if self._seed is not None:
-            _seed_host(self._seed, self._epoch, self._passes, 0, 0, 1)  # no step's numbers, and no batch's
+        order = self._seed, self._epoch, self._passes
         self._passes += 1
-        for indices in self._inner:
-            batch = Batch(indices)
-            batch.place = self._epoch, self._next
+        seed = _seed_host(*order, 0, 0, 1)  # no step's numbers, and no batch's; the loader draws its workers' seed now
+        generator = getattr(getattr(self._inner, 'sampler', None), 'generator', None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
+        return self._numbered(order)
+
+    def _numbered(self, order: tuple[int, int, int]) -> Iterator[Batch]:
+        batches = iter(self._inner)
+        for number in itertools.count():
+            _seed_host(*order, number, 0, 1)
+            indices = next(batches, None)
+            if indices is None:
+                return
+            batch = Batch(indices, (self._seed, self._rank, self._epoch, self._next, 0))
             self._next += 1
             yield batch
 
@@ -121,26 +162,11 @@ class NumberedBatches:
             raise AttributeError(name)
         return getattr(self._inner, name)
 
-
-class SeededFetch:
-    """Loads batches of ``dataset``, those with a place after seeding what a pipeline draws from.
-
-    Args:
-        dataset: of which batches are loaded.
-        seed: of the run.
-    """
-
-    def __init__(self, dataset: Any, seed: int) -> None:
-        own = getattr(dataset, '__getitems__', None)
-        self._own = own._own if isinstance(own, SeededFetch) else own  # a former training's
-        self._dataset = dataset
-        self._key = seed, get_rank()
-
-    def __call__(self, indices: list) -> list:
-        """The items, as PyTorch's loader wants them of a data set's ``__getitems__``."""
-        if isinstance(indices, Batch):  # and not of another loader of this data set
-            _seed_host(*self._key, *indices.place, 0)
-        return self._own(indices) if self._own is not None else [self._dataset[index] for index in indices]
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._own:
+            super().__setattr__(name, value)
+        else:
+            setattr(self._inner, name, value)
 
 
 def _stepped_over(loop: Any) -> int:

@@ -11,13 +11,13 @@ from mmengine.dist import broadcast, get_dist_info
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mmsokd.augment import ImageAugmenter
 from mmsokd.checks import check_integer, check_positive, check_range
 from mmsokd.distillers import TSTDistiller
 from mmsokd.hooks.common import distiller_of, has_distiller, mean_over_ranks, save_as_it_is
-from mmsokd.hooks.seed import NumberedBatches, SeededFetch
+from mmsokd.hooks.seed import Batch
 from mmsokd.losses.flipped import task_losses
 from mmsokd.registry import HOOKS
 
@@ -134,8 +134,7 @@ class TSTHook(Hook):
         loader = _loader(runner)
         previous = None
         for number in range(self.passes):
-            loader.batch_sampler.sampler.number = number
-            loader.batch_sampler.begin(number)
+            loader.batch_sampler.number = number
             losses = self._pass(runner, loader, optimizer)
             now = sum(losses.values())
             runner.logger.info(
@@ -189,31 +188,35 @@ def _iterations_a_pass(runner: Runner) -> int:
 
 
 class _Shuffled(Sampler):
-    """This rank's part of a permutation of ``size`` pictures, another one for each ``number``."""
+    """Batches of this rank's part of a permutation of ``size`` pictures, another one for each pass ``number``."""
 
-    def __init__(self, size: int, seed: int) -> None:
-        self._size, self._seed, self.number = size, seed, 0
+    def __init__(self, size: int, batch_size: int, seed: int) -> None:
+        self._size, self._batch_size, self._seed, self.number = size, batch_size, seed, 0
         self._rank, self._ranks = get_dist_info()
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(self._seed + self.number)
         order = torch.randperm(self._size, generator=generator).tolist()
-        more = -self._size % self._ranks  # every rank makes as many steps
-        return iter((order + order[:more])[self._rank :: self._ranks])
+        order += order[: -self._size % self._ranks]  # every rank makes as many steps
+        order = order[self._rank :: self._ranks]
+        for i in range(len(self)):
+            indices = order[i * self._batch_size : (i + 1) * self._batch_size]
+            yield Batch(indices, (self._seed, self._rank, self.number, i, 0))
 
     def __len__(self) -> int:
-        return -(-self._size // self._ranks)
+        mine = -(-self._size // self._ranks)
+        return -(-mine // self._batch_size)
 
 
 class _Apart(Dataset):
-    """The training's pictures, loaded with other chances."""
+    """The training's pictures; the augmenter's draws depend on the generator, and not on who loads."""
 
-    def __init__(self, *args: Any) -> None:
-        self._fetch = SeededFetch(*args)
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
 
-    def __getitems__(self, indices: list) -> list:
-        with torch.random.fork_rng([]):  # the augmenter's draws depend on the generator, not on who loads
-            return self._fetch(indices)
+    def __getitems__(self, indices: Batch) -> list:
+        with torch.random.fork_rng([]):
+            return [self._dataset[index] for index in indices]
 
 
 def _loader(runner: Runner) -> DataLoader:
@@ -225,10 +228,8 @@ def _loader(runner: Runner) -> DataLoader:
         broadcast(seed)
     seed = int(seed)
     return DataLoader(
-        _Apart(theirs.dataset, seed),
-        batch_sampler=NumberedBatches(
-            BatchSampler(_Shuffled(len(theirs.dataset), seed), theirs.batch_sampler.batch_size, drop_last=False)
-        ),
+        _Apart(theirs.dataset),
+        batch_sampler=_Shuffled(len(theirs.dataset), theirs.batch_sampler.batch_size, seed),
         num_workers=theirs.num_workers,
         collate_fn=theirs.collate_fn,
         pin_memory=theirs.pin_memory,

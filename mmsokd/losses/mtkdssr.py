@@ -114,7 +114,8 @@ class MTKDSSRLoss(TermLoss):
     ``activation='sigmoid'`` where the detector decides each class by itself. A level reviews the next coarser one,
     whose anchors answer for larger objects: whether that helps is not known, and ``review_weight=0`` leaves it out.
 
-    The log shows the unweighted parts: ``ssr.channel``, ``ssr.response``, ``ssr.review``, ``ssr.auxiliary``.
+    The log shows the unweighted parts: ``ssr.channel``, ``ssr.response``, ``ssr.review``, ``ssr.auxiliary`` (0 where it
+    has no weight).
 
     Args:
         student_channels, teacher_channels, signed: level by level; the distiller fills them in.

@@ -46,11 +46,17 @@ def segments(samples: Sequence[Any] | None, size: tuple[int, int], ignore_index:
     """The class of each position (N, H, W), int64: its nearest pixel's, of mmseg's or mmdet's samples; -1 if ignored.
 
     Raises:
-        ValueError: a sample has no ``gt_sem_seg``.
+        ValueError: a sample has no ``gt_sem_seg``, or they are of several sizes.
     """
     found = _read(samples, 'gt_sem_seg', 'dense logits (N, K, H, W)')
-    maps = torch.stack([gt.sem_seg if 'sem_seg' in gt else gt.data for gt in found])  # mmdet's or mmseg's, (N, 1, h, w)
-    target = F.interpolate(maps.float(), size, mode='nearest-exact')[:, 0].long()
+    maps = [gt.sem_seg if 'sem_seg' in gt else gt.data for gt in found]  # mmdet's or mmseg's, (1, h, w)
+    shapes = sorted({tuple(label.shape[-2:]) for label in maps})
+    if len(shapes) > 1:
+        raise ValueError(
+            f'gt_sem_seg: expected one size in a batch, found {shapes[0]} and {shapes[-1]}; mmdet pads its maps by '
+            'data_preprocessor.pad_seg=True'
+        )
+    target = F.interpolate(torch.stack(maps).float(), size, mode='nearest-exact')[:, 0].long()
     return target.masked_fill(target == ignore_index, -1)
 
 

@@ -107,7 +107,7 @@ def test_a_loss_of_the_users_own_is_left_to_its_first_step(term):
 
 
 def test_a_detector_with_a_class_map():
-    """As mmdet's panoptic ones, or by ``with_seg=True``: its own class map counts."""
+    """A class of the user's own, which nothing is tried on: its own class map counts."""
 
     def own():
         return dict(retinanet(), type=OwnDetector)

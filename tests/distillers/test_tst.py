@@ -289,6 +289,23 @@ def test_a_part_of_the_batch():
     assert samples[4:] == samples[:2]
 
 
+def test_the_whole_batch_tells_what_is_padding():
+    """Pictures that the preprocessor has padded to the largest, which is not in the part that is changed."""
+    model, batch = build('cls', share=0.5, augmenter=dict(type='mmsokd.ImageAugmenter', num_ops=14))
+    model.augmenter.probability.fill_(9)
+    shapes = [(40, 32), (48, 24), (64, 64), (16, 16)]
+    for sample, shape in zip(batch['data_samples'], shapes, strict=True):
+        sample.set_metainfo(dict(img_shape=shape))
+    data = preprocess(model, batch)
+    both, _ = model._doubled(data['inputs'], data['data_samples'])
+    inside = torch.zeros(2, 1, 64, 64, dtype=torch.bool)
+    for mask, (height, width) in zip(inside, shapes, strict=False):
+        mask[:, :height, :width] = True
+    moved = (both[4:] != data['inputs'][:2]).any(1, keepdim=True)
+    assert moved[inside].any()
+    assert not moved[~inside].any()
+
+
 def test_composes_with_sokd_and_with_any_terms():
     terms = dict(
         loss_hint=dict(type='mmsokd.FitNetLoss', tap='neck'),

@@ -292,6 +292,15 @@ def test_what_a_kill_left_is_removed_on_resume(tmp_path, monkeypatch):
     assert not list(tmp_path.glob('*.part'))
 
 
+def test_strangers_files_are_left_alone(tmp_path):
+    """Also where checkpoints have no suffix."""
+    for name in ('data.zip.part', 'epoch_7.part'):
+        (tmp_path / name).write_bytes(b'torn')
+    checkpoint = dict(type='CheckpointHook', filename_tmpl='epoch_{}')
+    atomic(tmp_path, default_hooks=dict(checkpoint=checkpoint)).train()
+    assert [path.name for path in tmp_path.glob('*.part')] == ['data.zip.part']
+
+
 def test_own_subclass_and_other_backends_are_left_alone(tmp_path):
     class Own(CheckpointHook):
         """A library's."""

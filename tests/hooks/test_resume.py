@@ -1,6 +1,7 @@
 """N steps straight, and N steps that are cut and resumed, are the same bit by bit."""
 
 import copy
+import pickle
 import random
 import signal
 import subprocess
@@ -17,12 +18,12 @@ from mmengine.dataset import default_collate
 from mmengine.hooks import Hook
 from mmengine.runner import FlexibleRunner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, Subset, get_worker_info
 
 from mmsokd.augment import Policy
 from mmsokd.hooks import SeedHook
 from mmsokd.hooks import seed as seed_module
-from mmsokd.hooks.seed import Batch, NumberedBatches, SeededFetch
+from mmsokd.hooks.seed import NumberedBatches
 from mmsokd.registry import MODELS
 from tests.builders_checkpoint import runner as toy
 from tests.builders_training import Pictures, differences, refined, runner, saved
@@ -121,7 +122,7 @@ def test_a_seed_of_mmengines_choice(tmp_path, monkeypatch, loop, workers):
     assert not differences(whole, cut)
 
 
-def test_flexible_runner_on_one_device(tmp_path):
+def test_flexible_runner_on_one_device(tmp_path, monkeypatch):
     """It trains as the Runner does; it resumes before the hooks begin, so that the policy's optimizer begins anew."""
     flexible = dict(kind=FlexibleRunner, strategy=dict(type='SingleDeviceStrategy'))
     runner(tmp_path / 'plain', epochs=3, search=9).train()
@@ -129,7 +130,11 @@ def test_flexible_runner_on_one_device(tmp_path):
     plain, other = (saved(tmp_path / name) for name in ('plain', 'flexible'))
     assert not differences(plain, other)
     assert plain['policy_search']['shared']['state'][0]['step'] == 9
-    runner(tmp_path / 'flexible', epochs=4, search=12, resume=True, **flexible).train()
+    again = runner(tmp_path / 'flexible', epochs=4, search=12, resume=True, **flexible)
+    told = []
+    monkeypatch.setattr(again.logger, 'warning', told.append)
+    again.train()
+    assert not [text for text in told if 'ends where it began' in text]  # which nobody knows any more
     resumed = saved(tmp_path / 'flexible')
     assert resumed['clock']['iter'] == 12
     assert resumed['policy_search']['shared']['state'][0]['step'] == 3  # if this fails, it resumes: tell it in the docs
@@ -165,6 +170,13 @@ class Chances(Pictures):
 
     def __getitem__(self, i):
         return dict(inputs=torch.tensor([random.random(), np.random.uniform(), float(torch.rand(()))]))
+
+
+class Alone(Chances):
+    """Each picture is a batch."""
+
+    def __getitem__(self, i):
+        return {key: value.expand(2, 3) for key, value in super().__getitem__(i).items()}
 
 
 class Keep(Hook):
@@ -229,47 +241,131 @@ class Peek(Hook):
 
 
 def test_who_looks_at_the_training_set_changes_nothing(tmp_path):
-    """Another's pass over the loader, and another loader of its data set with more workers."""
+    """Another's pass over the loader."""
     alone = kept(tmp_path / 'alone', num_workers=2, persistent_workers=True)
     looked_at = kept(tmp_path / 'peek', hooks=[Peek()], num_workers=2, persistent_workers=True)
     assert looked_at.loaded == alone.loaded
-    data = Chances()
-    data.__getitems__ = SeededFetch(data, seed=1)
-    assert len(list(DataLoader(data, 2, num_workers=2))) == 6
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_second_training_draws_what_it_would_as_the_first(tmp_path, workers):
+    """Its workers live on from the first, and know the first one's batches."""
+    loader = DataLoader(Chances(), 2, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+    loaded = []
+    for name in 'ab':
+        run, keep = toy(tmp_path / name, epochs=2, train_dataloader=loader), Keep()
+        run.register_hook(SeedHook())
+        run.register_hook(keep)
+        run.train()
+        loaded.append(keep.loaded)
+    assert loaded[0] == loaded[1]
+    assert len(set(loaded[0])) == 2 * 12 * 3
+
+
+class ByGroups(BatchSampler):
+    """Draws with each batch, as mmdet's GroupMultiSourceSampler does."""
+
+    def __init__(self, size):
+        self.sampler, self.batch_size, self.size = SequentialSampler(range(size)), 4, size
+
+    def __iter__(self):
+        for _ in range(self.size // 4):
+            yield np.random.choice(self.size, 4, replace=False).tolist()
+
+    def __len__(self):
+        return self.size // 4
+
+
+class Seen(Chances):
+    """Says which one it is, too."""
+
+    def __getitem__(self, i):
+        return dict(inputs=torch.tensor([i, random.random(), np.random.uniform()]))
+
+
+class Stream(IterableDataset):
+    """Pictures in a row; draws as it begins, and with each."""
+
+    def __len__(self):
+        return 12
+
+    def __iter__(self):
+        shift, worker = float(torch.rand(())), get_worker_info()
+        for i in range(12)[worker and worker.id :: worker.num_workers if worker else 1]:
+            yield dict(inputs=torch.tensor([i + shift, random.random(), np.random.uniform()]))
+
+
+OTHER_LOADERS = {
+    'draws with each batch': lambda **kwargs: DataLoader(Seen(), batch_sampler=ByGroups(12), **kwargs),
+    'a generator of its own': lambda **kwargs: DataLoader(
+        Seen(), 4, shuffle=True, generator=torch.Generator().manual_seed(0), **kwargs
+    ),
+    'a stream': lambda **kwargs: DataLoader(Stream(), 4, **kwargs),
+}
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('kind', OTHER_LOADERS)
+def test_other_loaders(tmp_path, workers, kind):
+    """Straight, and resumed after the second of four epochs."""
+
+    def train(folder, epochs, resume=False):
+        loader = OTHER_LOADERS[kind](num_workers=workers)
+        run, keep = toy(folder, epochs=epochs, train_dataloader=loader, resume=resume), Keep()
+        run.register_hook(SeedHook())
+        run.register_hook(keep)
+        run.train()
+        return keep.loaded
+
+    whole = train(tmp_path / 'whole', 4)
+    first = train(tmp_path / 'cut', 2)
+    assert first + train(tmp_path / 'cut', 4, resume=True) == whole
+    epochs = [whole[i * len(whole) // 4 : (i + 1) * len(whole) // 4] for i in range(4)]
+    assert len(set(map(tuple, epochs))) == 4
 
 
 def load(key, seed=0, data=None, rank=0):
     """What is drawn for the batch of this epoch and number."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(seed_module, 'get_rank', lambda: rank)
-        fetch = SeededFetch(Chances() if data is None else data, seed)
-    batch = Batch([0])
-    batch.place = key
-    (item,) = fetch(batch)
+        batches = NumberedBatches([[0]])
+        batches.seed_by(seed)
+    batches.begin(*key)
+    (batch,) = batches
+    data = Chances() if data is None else data
+    (item,) = data.__getitems__(batch) if hasattr(data, '__getitems__') else [data[i] for i in batch]
     return tuple(item['inputs'].tolist())
 
 
-def test_fetch_asks_the_data_sets_own():
-    inner = Chances()
-    calls = []
-    inner.__getitems__ = lambda indices: calls.append(indices) or [inner[i] for i in indices]
-    fetch = SeededFetch(Subset(inner, [5, 6, 7]), seed=1)
-    assert len(fetch([2, 0])) == 2
-    assert calls == [[7, 5]]
-
-
-def test_a_data_set_that_trains_again_is_seeded_once():
-    data = Chances()
-    data.__getitems__ = SeededFetch(data, seed=1)
-    assert load((0, 0), 2, data) == load((0, 0), 2)
-    batches = NumberedBatches(NumberedBatches([[1], [2]]))
-    assert [batch.place for batch in copy.deepcopy(batches)] == [(0, 0), (0, 1)]
-
-
-def test_fetch_depends_on_seed_epoch_number_and_rank():
+def test_loading_depends_on_seed_epoch_number_and_rank():
     seen = [load((0, 0)), load((0, 0), seed=1), load((1, 0)), load((0, 1)), load((0, 0), rank=1)]
     assert len(set(seen)) == 5
     assert load((0, 1)) == seen[3]
+    assert load((0, 1), data=Subset(Chances(), [3, 4])) == seen[3]  # which loads batches itself
+
+
+def test_only_loading_seeds():
+    """A batch on its way to a worker, or somebody's copy of it."""
+    (batch,) = NumberedBatches([[1, 2]])
+    before = generators()
+    again = pickle.loads(pickle.dumps(copy.copy(batch)))
+    assert not differences(before, generators())
+    assert again.key == batch.key
+    assert list(again) == [1, 2]
+    assert differences(before, generators())
+
+
+def test_numbered_batches_are_the_sampler():
+    """To those who read or set its attributes, and to those who copy it."""
+    inner = BatchSampler(SequentialSampler(range(8)), 4, False)
+    batches = NumberedBatches(inner)
+    assert isinstance(batches, BatchSampler)
+    batches.batch_size = 2
+    assert inner.batch_size == 2
+    copied = copy.deepcopy(batches)
+    copied.begin(3)
+    assert [batch.key[2:4] for batch in copied] == [(3, 0), (3, 1), (3, 2), (3, 3)]
+    assert [batch.key[2:4] for batch in batches] == [(0, 0), (0, 1), (0, 2), (0, 3)]
 
 
 def test_steps_depend_on_iteration_and_rank(monkeypatch):
@@ -282,19 +378,15 @@ def test_steps_depend_on_iteration_and_rank(monkeypatch):
     assert drawn(1, 0) == drawn(1, 0)
 
 
-def test_a_data_set_that_takes_no_attributes_is_told(tmp_path, monkeypatch):
-    class Frozen(Chances):
-        def __setattr__(self, name, value):
-            if name == '__getitems__':
-                raise AttributeError('frozen')
-            super().__setattr__(name, value)
-
-    run = toy(tmp_path, epochs=1, train_dataloader=DataLoader(Frozen(), 4))
+def test_a_loader_without_batches_is_told(tmp_path, monkeypatch):
+    sampler = SequentialSampler(range(12))
+    sampler.set_epoch = lambda epoch: None  # or MMEngine asks the batch sampler for one
+    run = toy(tmp_path, epochs=1, train_dataloader=DataLoader(Alone(), batch_size=None, sampler=sampler))
     run.register_hook(SeedHook())
     told = []
     monkeypatch.setattr(run.logger, 'warning', told.append)
     run.train()
-    assert 'what the training set draws is not seeded: frozen' in told
+    assert 'what the training set draws is not seeded: its loader makes no batches' in told
 
 
 def test_a_test_builds_no_training_set():

@@ -179,6 +179,9 @@ def test_dkd_without_classes_is_refused():
     loss = MODELS.build(dict(type='mmsokd.DKDLoss'))
     boxes = [DetDataSample(gt_instances=InstanceData(labels=torch.tensor([1]))) for _ in range(2)]
     dense, plain = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3)
+    maps = [PixelData(sem_seg=torch.zeros(1, side, 8, dtype=torch.long)) for side in (8, 6)]
+    with pytest.raises(ValueError, match=r'one size in a batch, found \(6, 8\) and \(8, 8\); .*pad_seg=True'):
+        loss(dense, dense, samples=[SegDataSample(gt_sem_seg=gt) for gt in maps])
     with pytest.raises(ValueError, match=r"expected 'gt_sem_seg' .*found \[.*\]; .*detection, take KDLoss"):
         loss(dense, dense, samples=boxes)
     with pytest.raises(ValueError, match=r"expected 'gt_label' .*found none"):

@@ -41,6 +41,8 @@ def parse_args() -> argparse.Namespace:
 def steps_of(path: str, args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     """Name -> a training step of the config, searching and not."""
     cfg = Config.fromfile(path)
+    if 'model' not in cfg or 'optim_wrapper' not in cfg:
+        raise SystemExit(f'{path}: expected a config to train, with a model and an optim_wrapper, found {[*cfg]}')
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     for part in [cfg.model.get('teacher'), *cfg.model.get('teachers', {}).values()]:
         if part:
@@ -97,7 +99,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     steps: dict[str, Callable[[], Any]] = {}
     for path in args.configs:
-        steps.update(steps_of(path, args))
+        new = steps_of(path, args)
+        if twice := steps.keys() & new.keys():
+            raise SystemExit(f'{path}: expected another file name than that of a config before it, found {twice}')
+        steps.update(new)
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(args.warm_up + args.rounds):
         for name, step in steps.items():
