@@ -217,6 +217,10 @@ def test_a_small_file_takes_no_long_time(tmp_path):
     for kind in (dict.fromkeys, set, frozenset, OrderedDict.fromkeys):
         torch.save(kind(pairs), tmp_path / 'tuples.pth')
         refuse(tmp_path / 'tuples.pth', 'more than 1000 keys, with tuples among them')
+    torch.save({tuple(range(33)): 0}, tmp_path / 'long.pth')  # is hashed as often as it is named
+    refuse(tmp_path / 'long.pth', 'a key of more than 32 parts')
+    torch.save({np.longdouble(2): 0}, tmp_path / 'wide.pth')  # many have the hash of one of 64 bits
+    refuse(tmp_path / 'wide.pth', 'a key of type longdouble')
     torch.save(dict.fromkeys(pairs[:1000]), tmp_path / 'few.pth')
     assert len(load_checkpoint(tmp_path / 'few.pth')) == 1000
 

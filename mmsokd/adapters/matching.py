@@ -70,8 +70,9 @@ class ChannelMatching(ResizeAdapter):
 
     Correlations are over the positions of ``batches`` training steps, of all ranks. They are gathered from the steps
     themselves, at the beginning of every ``interval``, and the match changes when they are complete. It is not left
-    arbitrary until then: the first step is matched on its own batch, and those that follow it on all so far. The sums
-    and the match are buffers, so that a resumed run goes on with both.
+    arbitrary until then: the first step is matched on its own batch, and those that follow it on all so far. A term
+    that begins between two looks has the match of its first batch until the next one is complete. The sums and the
+    match are buffers, so that a resumed run goes on with both.
 
     Args:
         in_channels, out_channels: the student's and the teacher's; the distiller fills them in.
@@ -112,6 +113,7 @@ class ChannelMatching(ResizeAdapter):
         self.register_buffer('products', torch.zeros(in_channels + 1, out_channels + 1, dtype=torch.float64))
         self.register_buffer('student_squares', torch.zeros(in_channels, dtype=torch.float64))
         self.register_buffer('teacher_squares', torch.zeros(out_channels, dtype=torch.float64))
+        self.register_buffer('look', torch.tensor(-1))  # the interval that the sums are of
         self._last: int | None = None
 
     def match(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -135,9 +137,11 @@ class ChannelMatching(ResizeAdapter):
         if place >= self.batches and not is_first:
             return
         totals = (self.products, self.student_squares, self.teacher_squares)
+        goes_on = self.look == now // self.interval  # on the device; a term may rest when a look begins
         for total, found in zip(totals, moments(student, teacher), strict=True):
             all_reduce(found)
-            total.copy_(found if place == 0 else total + found)
+            total.copy_(torch.where(goes_on, total + found, found))
+        self.look.fill_(now // self.interval)
         if place == self.batches - 1 or now < self.batches or is_first:
             self.order.copy_(best_match(correlation(*totals)))
 

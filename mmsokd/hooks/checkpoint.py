@@ -77,10 +77,11 @@ class AtomicCheckpointHook(CheckpointHook):
         if self.backend_args is None and self.file_client_args is None and type(self.file_backend) is LocalBackend:
             self.backend_args = dict(backend=_BACKEND)
             if is_main_process():
-                numbered = re.sub(r'\{.*?\}', '*', self.filename_tmpl)
-                own = ['*.pth.part', f'*{numbered}.part', 'last_checkpoint.part']
-                for part in {part for name in own for part in Path(self.out_dir).glob(name)}:
-                    part.unlink(missing_ok=True)
+                numbered = r'\d+'.join(map(re.escape, re.split(r'\{.*?\}', self.filename_tmpl)))
+                own = re.compile(rf'(.*\.pth|.*{numbered}|last_checkpoint)\.part')
+                for part in Path(self.out_dir).iterdir():
+                    if own.fullmatch(part.name):
+                        part.unlink(missing_ok=True)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         kept = [step]

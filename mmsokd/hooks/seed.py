@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,6 @@ import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import BatchSampler, DataLoader
 
 from mmsokd.augment import Policy
@@ -34,29 +33,24 @@ class SeedHook(Hook):
     priority = 'VERY_HIGH'
 
     def before_train(self, runner: Runner) -> None:
-        """Number the loader's batches; tell the policies the seed."""
+        """Tell the policies the seed."""
         for module in runner.model.modules():
             if isinstance(module, Policy):
                 module.seed = runner.seed  # PyTorch's own changes with each step
-        loader, loop = runner.train_dataloader, runner.train_loop
-        if loader.batch_sampler is None:
+        if runner.train_dataloader.batch_sampler is None:
             runner.logger.warning('what the training set draws is not seeded: its loader makes no batches')
-            return
-        if not isinstance(loader.batch_sampler, NumberedBatches):  # a former training's, which its workers know
-            vars(loader)['batch_sampler'] = NumberedBatches(loader.batch_sampler)  # its attribute refuses another
-        loader.batch_sampler.seed_by(runner.seed)
-        iterator = getattr(loop, 'dataloader_iterator', None)
-        if (
-            isinstance(iterator, _InfiniteDataloaderIterator)
-            and iterator._iterator is not None
-            and not loader.num_workers
-        ):
-            loop.dataloader_iterator = type(iterator)(loader)  # it has loaded nothing yet
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Count from here."""
-        if runner.train_dataloader.batch_sampler is not None:
-            runner.train_dataloader.batch_sampler.begin(runner.epoch, _stepped_over(runner.train_loop))
+        """Number the loader's batches from here."""
+        loader, loop = runner.train_dataloader, runner.train_loop
+        if loader.batch_sampler is None:
+            return
+        if not isinstance(loader.batch_sampler, NumberedBatches):  # an epoch's before, which living workers know
+            vars(loader)['batch_sampler'] = NumberedBatches(loader.batch_sampler)  # its attribute refuses another
+        loader.batch_sampler.begin(runner.seed, runner.epoch, _stepped_over(loop))
+        iterator = getattr(loop, 'dataloader_iterator', None)
+        if getattr(iterator, '_iterator', None) is not None and not loader.num_workers:
+            loop.dataloader_iterator = type(iterator)(loader)  # it has loaded nothing yet
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed the step, each rank's by itself."""
@@ -94,15 +88,17 @@ class Batch(list):
 
     Args:
         indices: of the batch.
-        key: numbers >= 0, the seed.
+        key: numbers >= 0, the seed; None after it was used.
     """
 
-    def __init__(self, indices: Iterable, key: tuple[int, ...]) -> None:
+    def __init__(self, indices: Iterable, key: tuple[int, ...] | None) -> None:
         super().__init__(indices)
         self.key = key
 
     def __iter__(self) -> Iterator:
-        _seed_host(*self.key)
+        if self.key is not None:  # who goes over them again loads other parts of the same pictures
+            _seed_host(*self.key)
+            self.key = None
         return super().__iter__()
 
     def __reduce__(self) -> tuple:  # on its way to a worker, which is no loading
@@ -113,46 +109,46 @@ class NumberedBatches(BatchSampler):
     """A batch sampler's batches as :class:`Batch`, so that each draws by its place in the training: epoch and number.
 
     What the sampler itself draws is seeded too, by the seed, the epoch, the pass and the batch: PyTorch's own draw
-    their order as a pass begins, others (mmdet's ``GroupMultiSourceSampler``) with each batch.
+    their order as a pass begins, others (mmdet's ``GroupMultiSourceSampler``) with each batch. A generator of its own
+    counts by the seed that it came with, which may be the rank's.
 
     Args:
         inner: gives lists of indices; its attributes are this one's, to read and to set.
     """
 
-    _own = ('_inner', '_seed', '_rank', '_epoch', '_next', '_passes')
+    _own = ('_inner', '_generator', '_given', '_seed', '_rank', '_epoch', '_next', '_passes')
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
-        self.seed_by(0)
-        self.begin(0)
+        generator = getattr(getattr(inner, 'sampler', None), 'generator', None)
+        self._generator = generator if isinstance(generator, torch.Generator) else None
+        self._given = self._generator.initial_seed() % 2**64 if self._generator is not None else 0
+        self.begin(0, 0)
 
-    def seed_by(self, seed: int) -> None:
-        """Take this run's."""
-        self._seed, self._rank = seed, get_rank()
-
-    def begin(self, epoch: int, first: int = 0) -> None:
-        """The next batch is number ``first`` of ``epoch``."""
-        self._epoch, self._next, self._passes = epoch, first, 0
+    def begin(self, seed: int, epoch: int, first: int = 0) -> None:
+        """The next batch is number ``first`` of ``epoch``, in a run of this seed."""
+        self._seed, self._rank, self._epoch, self._next, self._passes = seed, get_rank(), epoch, first, 0
 
     def __iter__(self) -> Iterator[Batch]:
         order = self._seed, self._epoch, self._passes
+        first = self._next if self._passes == 0 else 0
         self._passes += 1
-        seed = _seed_host(*order, 0, 0, 1)  # no step's numbers, and no batch's; the loader draws its workers' seed now
-        generator = getattr(getattr(self._inner, 'sampler', None), 'generator', None)
-        if isinstance(generator, torch.Generator):
-            generator.manual_seed(seed)
-        return self._numbered(order)
+        _seed_host(*order, 0, 0, 1)  # no step's numbers, and no batch's; the loader draws its workers' seed now
+        if self._generator is not None:
+            self._generator.manual_seed(_seed_of(*order, self._given, 0, 2)[0])
+        return self._numbered(order, first)
 
-    def _numbered(self, order: tuple[int, int, int]) -> Iterator[Batch]:
+    def _numbered(self, order: tuple[int, int, int], first: int) -> Iterator[Batch]:
         batches = iter(self._inner)
-        for number in itertools.count():
+        for number in itertools.count(first):
             _seed_host(*order, number, 0, 1)
             indices = next(batches, None)
             if indices is None:
                 return
-            batch = Batch(indices, (self._seed, self._rank, self._epoch, self._next, 0))
+            key = self._seed, self._rank, self._epoch, self._next, 0
             self._next += 1
-            yield batch
+            # slices and the like are a data set's own matter
+            yield Batch(indices, key) if isinstance(indices, Sequence | np.ndarray | torch.Tensor) else indices
 
     def __len__(self) -> int:
         return len(self._inner)
@@ -180,10 +176,15 @@ def _sampler(loader: DataLoader) -> Any:
     return getattr(loader.batch_sampler, 'sampler', loader.sampler)
 
 
+def _seed_of(*key: int) -> tuple[int, np.ndarray]:
+    """Of numbers >= 0, one for PyTorch and one for NumPy."""
+    words = np.random.SeedSequence(key).generate_state(4)
+    return int.from_bytes(words[:2].tobytes(), 'little'), words
+
+
 def _seed_host(*key: int) -> int:
     """Seed the generators of Python, NumPy and PyTorch on the host by numbers >= 0; the seed that PyTorch got."""
-    words = np.random.SeedSequence(key).generate_state(4)
-    seed = int.from_bytes(words[:2].tobytes(), 'little')
+    seed, words = _seed_of(*key)
     random.seed(seed)
     np.random.seed(words)
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would note a traceback where CUDA is not used

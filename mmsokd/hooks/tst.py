@@ -201,7 +201,7 @@ class _Shuffled(Sampler):
         order = order[self._rank :: self._ranks]
         for i in range(len(self)):
             indices = order[i * self._batch_size : (i + 1) * self._batch_size]
-            yield Batch(indices, (self._seed, self._rank, self.number, i, 0))
+            yield Batch(indices, (self._seed, self._rank, self.number, i, 1))  # 0 is the training's
 
     def __len__(self) -> int:
         mine = -(-self._size // self._ranks)
@@ -209,14 +209,15 @@ class _Shuffled(Sampler):
 
 
 class _Apart(Dataset):
-    """The training's pictures; the augmenter's draws depend on the generator, and not on who loads."""
+    """The training's pictures, loaded with other chances; the augmenter's draws do not depend on who loads."""
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
 
     def __getitems__(self, indices: Batch) -> list:
+        own = getattr(self._dataset, '__getitems__', None)
         with torch.random.fork_rng([]):
-            return [self._dataset[index] for index in indices]
+            return own(indices) if own is not None else [self._dataset[index] for index in indices]
 
 
 def _loader(runner: Runner) -> DataLoader:

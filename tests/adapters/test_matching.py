@@ -174,6 +174,15 @@ def test_a_term_that_begins_late_is_matched_on_its_first_batch(at):
     assert run(adapter, at, [4, 5, 6, 7]) == [ORDERS[1]] * 3 + [ORDERS[2]]
 
 
+def test_a_look_has_nothing_of_a_former_one(at):
+    """The term rests for a while, and goes on amid another look."""
+    adapter = ChannelMatching(3, 3, interval=6, batches=3).train()
+    run(adapter, at, [0, 1, 2], lambda i: permuted(ORDERS[0], 3, seed=i))
+    assert adapter.products[-1, -1] == 3 * 4 * 6 * 5
+    assert run(adapter, at, [602], lambda i: permuted(ORDERS[1], 3, seed=i)) == [ORDERS[1]]
+    assert adapter.products[-1, -1] == 4 * 6 * 5
+
+
 def test_it_is_matched_anew_where_the_buffers_are_restored(at):
     """As after the extra passes of the policy's search, which come before the step."""
     adapter = ChannelMatching(3, 3, interval=6, batches=2).train()

@@ -112,11 +112,19 @@ def test_each_term_has_a_refined_feature_of_its_own():
     assert torch.equal(alone['distill.loss_a'], beside['distill.loss_a'])
 
 
-def test_areas_are_found_in_the_matched_channels():
+def test_areas_are_found_in_the_matched_channels(monkeypatch):
     model = distiller(terms=dict(loss_hint=hint())).eval()
     data = model.data_preprocessor(raw_batch(), True)
-    assert len(model.detect_areas(**data)['loss_hint']) == 3
-    assert model.areas.detectors['loss_hint'] is not None
+    seen = []
+    monkeypatch.setattr(model.areas.detectors['loss_hint'], 'detect', lambda student, teacher: seen.append(teacher))
+    model.detect_areas(**data)
+    for adapter in model.terms['loss_hint'].adapter:
+        adapter.order.copy_(adapter.order.flip(0))
+    model.detect_areas(**data)
+    assert len(seen[0]) == 3
+    for before, after in zip(*seen, strict=True):
+        assert torch.equal(before.flip(1), after)
+        assert not torch.equal(before, after)
 
 
 def test_the_student_that_is_exported_is_the_plain_one():

@@ -292,11 +292,14 @@ def test_what_a_kill_left_is_removed_on_resume(tmp_path, monkeypatch):
     assert not list(tmp_path.glob('*.part'))
 
 
-def test_strangers_files_are_left_alone(tmp_path):
+@pytest.mark.parametrize(
+    ('template', 'torn'), [('epoch_{}', 'best_acc_epoch_7'), ('{:03d}.pth', '007.pth'), ('[a]{}', '[a]7')]
+)
+def test_strangers_files_are_left_alone(tmp_path, template, torn):
     """Also where checkpoints have no suffix."""
-    for name in ('data.zip.part', 'epoch_7.part'):
+    for name in ('data.zip.part', f'{torn}.part'):
         (tmp_path / name).write_bytes(b'torn')
-    checkpoint = dict(type='CheckpointHook', filename_tmpl='epoch_{}')
+    checkpoint = dict(type='CheckpointHook', filename_tmpl=template)
     atomic(tmp_path, default_hooks=dict(checkpoint=checkpoint)).train()
     assert [path.name for path in tmp_path.glob('*.part')] == ['data.zip.part']
 

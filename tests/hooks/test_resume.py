@@ -34,6 +34,7 @@ from tests.test_own_train_scripts import make_classes
 
 ROOT = Path(__file__).resolve().parents[2]
 CUT = 7  # of 12 iterations, with a checkpoint after every third
+ITERS = dict(by_epoch=False, max_iters=9)
 LAZY = hasattr(_InfiniteDataloaderIterator, 'skip_iter')  # onedl-mmengine's workers begin after the checkpoint is read
 
 
@@ -277,7 +278,7 @@ class ByGroups(BatchSampler):
 
 
 class Seen(Chances):
-    """Says which one it is, too."""
+    """Says which it is, too."""
 
     def __getitem__(self, i):
         return dict(inputs=torch.tensor([i, random.random(), np.random.uniform()]))
@@ -329,8 +330,7 @@ def load(key, seed=0, data=None, rank=0):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(seed_module, 'get_rank', lambda: rank)
         batches = NumberedBatches([[0]])
-        batches.seed_by(seed)
-    batches.begin(*key)
+        batches.begin(seed, *key)
     (batch,) = batches
     data = Chances() if data is None else data
     (item,) = data.__getitems__(batch) if hasattr(data, '__getitems__') else [data[i] for i in batch]
@@ -345,14 +345,40 @@ def test_loading_depends_on_seed_epoch_number_and_rank():
 
 
 def test_only_loading_seeds():
-    """A batch on its way to a worker, or somebody's copy of it."""
+    """Not a batch on its way to a worker, or somebody's copy of it; and loading seeds once, for all parts of it."""
     (batch,) = NumberedBatches([[1, 2]])
     before = generators()
     again = pickle.loads(pickle.dumps(copy.copy(batch)))
     assert not differences(before, generators())
-    assert again.key == batch.key
     assert list(again) == [1, 2]
-    assert differences(before, generators())
+    after = generators()
+    assert differences(before, after)
+    random.random(), np.random.rand(), torch.rand(())
+    assert list(again) == [1, 2]
+    assert all(differences(one, other) for one, other in zip(after, generators(), strict=True))
+
+
+def test_each_pass_has_an_order_of_its_own(tmp_path):
+    """In an iteration-based loop; a sampler's own generator counts by its seed, which may be the rank's."""
+
+    def passes(folder, **kwargs):
+        run, keep = toy(folder, train_dataloader=DataLoader(Seen(), 4, shuffle=True, **kwargs), train_cfg=ITERS), Keep()
+        run.register_hook(SeedHook())
+        run.register_hook(keep)
+        run.train()
+        indices = keep.loaded[::3]
+        return [tuple(indices[i : i + 12]) for i in range(0, 36, 12)]
+
+    plain = passes(tmp_path / 'plain')
+    ranks = [passes(tmp_path / str(i), generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    assert all(sorted(order) == list(range(12)) for order in plain)
+    assert len({*plain, *ranks[0], *ranks[1]}) == 9
+
+
+def test_what_is_no_list_of_indices_is_handed_on():
+    """A data set with its own ``__getitems__`` may want slices."""
+    assert list(NumberedBatches([slice(0, 4), slice(4, 8)])) == [slice(0, 4), slice(4, 8)]
+    assert [list(batch) for batch in NumberedBatches([(0, 1), np.arange(2), torch.arange(2)])] == [[0, 1]] * 3
 
 
 def test_numbered_batches_are_the_sampler():
@@ -363,7 +389,7 @@ def test_numbered_batches_are_the_sampler():
     batches.batch_size = 2
     assert inner.batch_size == 2
     copied = copy.deepcopy(batches)
-    copied.begin(3)
+    copied.begin(0, 3)
     assert [batch.key[2:4] for batch in copied] == [(3, 0), (3, 1), (3, 2), (3, 3)]
     assert [batch.key[2:4] for batch in batches] == [(0, 0), (0, 1), (0, 2), (0, 3)]
 
