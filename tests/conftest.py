@@ -1,6 +1,7 @@
 """Seeds, the clock, and one thread: the models are too small for two."""
 
 import functools
+import gc
 import multiprocessing
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from hypothesis import settings
 from mmengine.config import utils
 from mmengine.logging import MessageHub
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 settings.register_profile('quick', deadline=None, print_blob=True, max_examples=25, derandomize=True)
 settings.load_profile('quick')
@@ -30,6 +32,11 @@ def _seed():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+    # Found in a cycle, as a Runner is, a loader can no longer tell its workers to end, and waits 5 seconds for each.
+    if multiprocessing.active_children():
+        for found in gc.get_objects():
+            if type(found) is _MultiProcessingDataLoaderIter:
+                found._shutdown_workers()
 
 
 def pytest_runtest_setup(item):
