@@ -148,7 +148,7 @@ def check_keys(keys: Collection, there: Collection = ()) -> None:
             _expect(type(part) is not int or abs(part) < 2**61 - 1, 'a key of more than 60 bits')
             plain = part.dtype.char in _KEY_DTYPES if isinstance(part, np.generic) else type(part) in _KEYS
             _expect(plain, f'a key of type {type(part).__name__}')
-    if any(type(key) in (tuple, timedelta) for key in keys):
+    if any(type(key) in (tuple, timedelta, datetime, time) for key in keys):  # whose hash is a tuple's
         _expect(len(keys) + len(there) <= 1000, 'more than 1000 keys, with tuples among them')
 
 

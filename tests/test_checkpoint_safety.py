@@ -214,9 +214,11 @@ def test_a_small_file_takes_no_long_time(tmp_path):
     torch.save({complex(-1000003 * i, i): 0 for i in range(8)}, tmp_path / 'complex.pth')  # of hash 0
     refuse(tmp_path / 'complex.pth', 'a key of type complex')
     pairs = list(itertools.product((-1, -2), repeat=10))  # of one hash, since -1 has that of -2
-    for kind in (dict.fromkeys, set, frozenset, OrderedDict.fromkeys):
-        torch.save(kind(pairs), tmp_path / 'tuples.pth')
-        refuse(tmp_path / 'tuples.pth', 'more than 1000 keys, with tuples among them')
+    moments = [datetime(2020, 1, 1, tzinfo=timezone.utc) + timedelta(i) for i in range(1001)]
+    for many in (pairs, moments):
+        for kind in (dict.fromkeys, set, frozenset, OrderedDict.fromkeys):
+            torch.save(kind(many), tmp_path / 'tuples.pth')
+            refuse(tmp_path / 'tuples.pth', 'more than 1000 keys, with tuples among them')
     torch.save({tuple(range(33)): 0}, tmp_path / 'long.pth')  # is hashed as often as it is named
     refuse(tmp_path / 'long.pth', 'a key of more than 32 parts')
     torch.save({np.longdouble(2): 0}, tmp_path / 'wide.pth')  # many have the hash of one of 64 bits

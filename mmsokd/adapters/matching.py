@@ -137,7 +137,8 @@ class ChannelMatching(ResizeAdapter):
         if place >= self.batches and not is_first:
             return
         totals = (self.products, self.student_squares, self.teacher_squares)
-        goes_on = self.look == now // self.interval  # on the device; a term may rest when a look begins
+        # On the device. A term may rest when a look begins, and a state may be of a former training.
+        goes_on = (self.look == now // self.interval) & (place > 0)
         for total, found in zip(totals, moments(student, teacher), strict=True):
             all_reduce(found)
             total.copy_(torch.where(goes_on, total + found, found))

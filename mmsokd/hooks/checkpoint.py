@@ -77,9 +77,9 @@ class AtomicCheckpointHook(CheckpointHook):
         if self.backend_args is None and self.file_client_args is None and type(self.file_backend) is LocalBackend:
             self.backend_args = dict(backend=_BACKEND)
             if is_main_process():
-                numbered = r'\d+'.join(map(re.escape, re.split(r'\{.*?\}', self.filename_tmpl)))
+                numbered = r'[\d\s,]+'.join(map(re.escape, re.split(r'\{.*?\}', self.filename_tmpl)))
                 own = re.compile(rf'(.*\.pth|.*{numbered}|last_checkpoint)\.part')
-                for part in Path(self.out_dir).iterdir():
+                for part in Path(self.out_dir).glob('*.part'):
                     if own.fullmatch(part.name):
                         part.unlink(missing_ok=True)
 

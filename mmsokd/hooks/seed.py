@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -48,8 +48,11 @@ class SeedHook(Hook):
         if not isinstance(loader.batch_sampler, NumberedBatches):  # an epoch's before, which living workers know
             vars(loader)['batch_sampler'] = NumberedBatches(loader.batch_sampler)  # its attribute refuses another
         loader.batch_sampler.begin(runner.seed, runner.epoch, _stepped_over(loop))
+        if loader._iterator is not None:  # of persistent workers: it has its sampler from when it was made
+            loader._iterator._index_sampler = loader.batch_sampler
         iterator = getattr(loop, 'dataloader_iterator', None)
-        if getattr(iterator, '_iterator', None) is not None and not loader.num_workers:
+        is_mmengines = type(iterator).__module__.startswith('mmengine.')
+        if is_mmengines and iterator._iterator is not None and not loader.num_workers:
             loop.dataloader_iterator = type(iterator)(loader)  # it has loaded nothing yet
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -130,25 +133,32 @@ class NumberedBatches(BatchSampler):
         self._seed, self._rank, self._epoch, self._next, self._passes = seed, get_rank(), epoch, first, 0
 
     def __iter__(self) -> Iterator[Batch]:
+        self._seed_pass()  # the loader draws its workers' seed now, and may ask for a second iterator
+        return self._numbered()
+
+    def _seed_pass(self) -> tuple[int, int, int]:
         order = self._seed, self._epoch, self._passes
-        first = self._next if self._passes == 0 else 0
-        self._passes += 1
-        _seed_host(*order, 0, 0, 1)  # no step's numbers, and no batch's; the loader draws its workers' seed now
+        _seed_host(*order, 0, 0, 1)  # no step's numbers, and no batch's
         if self._generator is not None:
             self._generator.manual_seed(_seed_of(*order, self._given, 0, 2)[0])
-        return self._numbered(order, first)
+        return order
 
-    def _numbered(self, order: tuple[int, int, int], first: int) -> Iterator[Batch]:
+    def _numbered(self) -> Iterator[Batch]:
+        order = self._seed_pass()
+        first = self._next if self._passes == 0 else 0
+        self._passes += 1
         batches = iter(self._inner)
         for number in itertools.count(first):
             _seed_host(*order, number, 0, 1)
             indices = next(batches, None)
             if indices is None:
                 return
+            if isinstance(indices, np.ndarray | torch.Tensor) and indices.ndim == 1:
+                indices = indices.tolist()
             key = self._seed, self._rank, self._epoch, self._next, 0
             self._next += 1
             # slices and the like are a data set's own matter
-            yield Batch(indices, key) if isinstance(indices, Sequence | np.ndarray | torch.Tensor) else indices
+            yield Batch(indices, key) if type(indices) in (list, tuple, range) else indices
 
     def __len__(self) -> int:
         return len(self._inner)
@@ -166,7 +176,12 @@ class NumberedBatches(BatchSampler):
 
 
 def _stepped_over(loop: Any) -> int:
-    """How many batches a resumed loop does not load again: onedl-mmengine's, by iterations, moves its sampler on."""
+    """How many batches a resumed loop does not load again: onedl-mmengine's, by iterations, moves its sampler on.
+
+    Or, with ``fast_forward_on_resume``, begins a new order.
+    """
+    if getattr(loop, 'fast_forward_on_resume', False):
+        return loop.iter
     iterator = getattr(loop, 'dataloader_iterator', None)
     return loop.iter if hasattr(iterator, 'skip_iter') and iterator._resolve_sampler() is not None else 0
 

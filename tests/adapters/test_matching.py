@@ -181,6 +181,9 @@ def test_a_look_has_nothing_of_a_former_one(at):
     assert adapter.products[-1, -1] == 3 * 4 * 6 * 5
     assert run(adapter, at, [602], lambda i: permuted(ORDERS[1], 3, seed=i)) == [ORDERS[1]]
     assert adapter.products[-1, -1] == 4 * 6 * 5
+    adapter.look.fill_(0)  # as a former training's checkpoint has it
+    assert run(adapter, at, [0], lambda i: permuted(ORDERS[2], 3, seed=i)) == [ORDERS[2]]
+    assert adapter.products[-1, -1] == 4 * 6 * 5
 
 
 def test_it_is_matched_anew_where_the_buffers_are_restored(at):

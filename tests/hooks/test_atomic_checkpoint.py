@@ -304,6 +304,12 @@ def test_strangers_files_are_left_alone(tmp_path, template, torn):
     assert [path.name for path in tmp_path.glob('*.part')] == ['data.zip.part']
 
 
+def test_a_folder_of_its_own_need_not_be_there(tmp_path):
+    checkpoint = dict(type='CheckpointHook', out_dir=str(tmp_path / 'elsewhere'))
+    atomic(tmp_path / 'work', default_hooks=dict(checkpoint=checkpoint)).train()
+    assert list((tmp_path / 'elsewhere').glob('*/epoch_2.pth'))
+
+
 def test_own_subclass_and_other_backends_are_left_alone(tmp_path):
     class Own(CheckpointHook):
         """A library's."""

@@ -209,7 +209,7 @@ def kept(tmp_path, loop='epochs', hooks=(), **loader):
 @pytest.mark.parametrize('loop', ['epochs', 'iterations'])
 @pytest.mark.parametrize('persistent', [True, False])
 def test_no_chance_comes_twice(tmp_path, persistent, loop):
-    """MMEngine seeds workers that do not live on alike in every epoch; by iterations they never live on."""
+    """MMEngine seeds workers that do not live on alike in every pass."""
     keep = kept(tmp_path, loop, num_workers=2, persistent_workers=persistent)
     assert Counter(keep.loaded + keep.drawn).most_common(1)[0][1] == 1
 
@@ -305,13 +305,20 @@ OTHER_LOADERS = {
 }
 
 
-@pytest.mark.parametrize('workers', [0, 2])
-@pytest.mark.parametrize('kind', OTHER_LOADERS)
-def test_other_loaders(tmp_path, workers, kind):
-    """Straight, and resumed after the second of four epochs."""
+WORKERS = [(0, False, 0), (2, False, 2), (2, True, 2), (0, False, 2), (2, True, 0)]
+
+
+@pytest.mark.parametrize(
+    ('kind', 'workers', 'persistent', 'then'),
+    # a stream is cut among its workers
+    [(kind, *case) for kind in OTHER_LOADERS for case in WORKERS if kind != 'a stream' or case[0] == case[2]],
+)
+def test_other_loaders(tmp_path, kind, workers, persistent, then):
+    """Straight, and resumed after the second of four epochs, with ``then`` workers."""
 
     def train(folder, epochs, resume=False):
-        loader = OTHER_LOADERS[kind](num_workers=workers)
+        count = then if resume else workers
+        loader = OTHER_LOADERS[kind](num_workers=count, persistent_workers=persistent and count > 0)
         run, keep = toy(folder, epochs=epochs, train_dataloader=loader, resume=resume), Keep()
         run.register_hook(SeedHook())
         run.register_hook(keep)
@@ -323,6 +330,27 @@ def test_other_loaders(tmp_path, workers, kind):
     assert first + train(tmp_path / 'cut', 4, resume=True) == whole
     epochs = [whole[i * len(whole) // 4 : (i + 1) * len(whole) // 4] for i in range(4)]
     assert len(set(map(tuple, epochs))) == 4
+
+
+@pytest.mark.parametrize('persistent', [True, False])
+def test_iterations_with_workers_and_a_sampler_that_draws(tmp_path, persistent):
+    """On openmmlab the first pass has begun before any hook; what comes after it is numbered."""
+    loader = OTHER_LOADERS['a generator of its own'](num_workers=1, persistent_workers=persistent)
+    run = toy(tmp_path, train_dataloader=loader, train_cfg=ITERS)
+    run.register_hook(SeedHook())
+    run.train()
+    assert isinstance(run.train_loop.dataloader_iterator._iterator._index_sampler, NumberedBatches)
+
+
+def test_who_begins_the_loader_before_the_training_changes_nothing(tmp_path):
+    class First(Hook):
+        def before_train(self, runner):
+            for _ in zip(range(1), runner.train_dataloader, strict=False):
+                pass
+
+    alone = kept(tmp_path / 'alone', num_workers=2, persistent_workers=True)
+    looked_at = kept(tmp_path / 'peek', hooks=[First()], num_workers=2, persistent_workers=True)
+    assert looked_at.loaded == alone.loaded
 
 
 def load(key, seed=0, data=None, rank=0):
@@ -378,7 +406,9 @@ def test_each_pass_has_an_order_of_its_own(tmp_path):
 def test_what_is_no_list_of_indices_is_handed_on():
     """A data set with its own ``__getitems__`` may want slices."""
     assert list(NumberedBatches([slice(0, 4), slice(4, 8)])) == [slice(0, 4), slice(4, 8)]
-    assert [list(batch) for batch in NumberedBatches([(0, 1), np.arange(2), torch.arange(2)])] == [[0, 1]] * 3
+    found = list(NumberedBatches([(0, 1), range(2), np.arange(2), torch.arange(2)]))
+    assert [[type(i) for i in batch] for batch in found] == [[int, int]] * 4
+    assert found == [[0, 1]] * 4
 
 
 def test_numbered_batches_are_the_sampler():
