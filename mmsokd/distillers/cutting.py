@@ -43,7 +43,8 @@ class Cutter:
         probe: what the dry run saw of stages and logits.
 
     Raises:
-        UnknownTapError, TypeError, ValueError: a stage is no submodule, gives something else, or is out of order.
+        UnknownTapError, TypeError, ValueError: a stage is no submodule, gives something else, is out of order, or comes
+            after the logits.
     """
 
     def __init__(self, model: nn.Module, stages: Mapping[str, str], logits: Tap, size: int) -> None:
@@ -63,6 +64,12 @@ class Cutter:
             if before is not None and self._began[path] < before[1]:
                 raise ValueError(f"{key}: expected a layer that runs after '{before[0]}', found '{path}'")
             before = path, self._ended[path]
+        early = [path for path in paths_of(logits) if before and self._ended[parse_tap(path).module] < before[1]]
+        if early:
+            raise ValueError(
+                f"kl.tap: expected logits that come after the stages, of which the last is '{before[0]}', found "
+                f"'{early[0]}'"
+            )
 
     def cut(self, index: int) -> nn.Module:
         """A copy from behind the stage ``index`` on; a :class:`Given` stands for each stage that it reads.

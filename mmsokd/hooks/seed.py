@@ -37,23 +37,29 @@ class SeedHook(Hook):
         for module in runner.model.modules():
             if isinstance(module, Policy):
                 module.seed = runner.seed  # PyTorch's own changes with each step
-        if runner.train_dataloader.batch_sampler is None:
+        if _batches(runner.train_dataloader) is None:
             runner.logger.warning('what the training set draws is not seeded: its loader makes no batches')
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Number the loader's batches from here."""
+        # other hooks, and streams that draw before their sampler does
+        _seed_host(runner.seed, get_rank(), runner.epoch, 0, 0, 0, 2)
         loader, loop = runner.train_dataloader, runner.train_loop
-        if loader.batch_sampler is None:
+        if _batches(loader) is None:
             return
-        if not isinstance(loader.batch_sampler, NumberedBatches):  # an epoch's before, which living workers know
-            vars(loader)['batch_sampler'] = NumberedBatches(loader.batch_sampler)  # its attribute refuses another
+        if not isinstance(loader.batch_sampler, NumberedBatches):
+            _exchange(loader, NumberedBatches(loader.batch_sampler))
         loader.batch_sampler.begin(runner.seed, runner.epoch, _stepped_over(loop))
-        if loader._iterator is not None:  # of persistent workers: it has its sampler from when it was made
-            loader._iterator._index_sampler = loader.batch_sampler
         iterator = getattr(loop, 'dataloader_iterator', None)
         is_mmengines = type(iterator).__module__.startswith('mmengine.')
         if is_mmengines and iterator._iterator is not None and not loader.num_workers:
             loop.dataloader_iterator = type(iterator)(loader)  # it has loaded nothing yet
+
+    def after_train(self, runner: Runner) -> None:
+        """Give the loader its own batches back, for another training with it."""
+        batches = _batches(runner.train_dataloader)
+        if isinstance(batches, NumberedBatches):
+            _exchange(runner.train_dataloader, batches.give_back())
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed the step, each rank's by itself."""
@@ -67,15 +73,17 @@ class SeedHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Resume it."""
-        seed = checkpoint.get('sampler_seed')
-        if not runner._resume or seed is None:
+        if not runner._resume:
             return
-        loader = runner.train_dataloader
-        if seed == getattr(_sampler(loader), 'seed', seed):
-            return
-        _sampler(loader).seed = seed
+        loader, seed = runner.train_dataloader, checkpoint.get('sampler_seed')
+        is_other = seed is not None and seed != getattr(_sampler(loader), 'seed', seed)
+        if is_other:
+            _sampler(loader).seed = seed
+        # a sampler without a seed, as PyTorch's, draws by the run's
+        is_other = is_other or checkpoint['meta'].get('seed') != runner.seed
         iterator = getattr(runner.train_loop, 'dataloader_iterator', None)
-        if loader.num_workers and getattr(iterator, '_iterator', None) is not None:
+        has_begun = getattr(iterator, '_iterator', None) is not None and loader.num_workers > 0
+        if is_other and has_begun:
             runner.logger.warning(
                 'the run goes on with its data in another order: an iteration-based loop has begun its workers before '
                 "the checkpoint's seed is known. Give it in the config: "
@@ -127,6 +135,12 @@ class NumberedBatches(BatchSampler):
         self._generator = generator if isinstance(generator, torch.Generator) else None
         self._given = self._generator.initial_seed() % 2**64 if self._generator is not None else 0
         self.begin(0, 0)
+
+    def give_back(self) -> Any:
+        """The sampler, as it came."""
+        if self._generator is not None:
+            self._generator.manual_seed(self._given)
+        return self._inner
 
     def begin(self, seed: int, epoch: int, first: int = 0) -> None:
         """The next batch is number ``first`` of ``epoch``, in a run of this seed."""
@@ -188,7 +202,21 @@ def _stepped_over(loop: Any) -> int:
 
 def _sampler(loader: DataLoader) -> Any:
     """That of its batch sampler, as SamplerSeedHook finds it."""
-    return getattr(loader.batch_sampler, 'sampler', loader.sampler)
+    return getattr(_batches(loader), 'sampler', loader.sampler)
+
+
+def _batches(loader: Any) -> Any:
+    """The batch sampler, which a loader of one's own need not have."""
+    return getattr(loader, 'batch_sampler', None)
+
+
+def _exchange(loader: DataLoader, batches: BatchSampler) -> None:
+    """Give it another batch sampler."""
+    vars(loader)['batch_sampler'] = batches  # its attribute refuses another
+    if (
+        getattr(loader, '_iterator', None) is not None
+    ):  # of persistent workers: it has its sampler from when it was made
+        loader._iterator._index_sampler = batches
 
 
 def _seed_of(*key: int) -> tuple[int, np.ndarray]:

@@ -68,7 +68,7 @@ def test_every_pass_of_the_unrolled_search_sees_the_same_banks():
     model = distiller('SoKDDistiller', crd, refine=refine, areas=None)
     wrapper = OptimWrapper(torch.optim.Adam(model.parameters(), lr=0.001))
     hook = PolicySearchHook(mode='unrolled')
-    runner = SimpleNamespace(model=model, optim_wrapper=wrapper)
+    runner = SimpleNamespace(model=model, optim_wrapper=wrapper, iter=0)
     hook.before_run(runner)
     (loss,) = model.terms['loss_host'].losses
     banks = []

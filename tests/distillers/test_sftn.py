@@ -558,6 +558,13 @@ def test_a_stage_that_the_neck_reads_is_asked_for():
         trainer(retinanet(24), retinanet(16), DET, ['backbone.layer3'], 128)
 
 
+def test_logits_before_a_stage_are_told():
+    with pytest.raises(
+        ValueError, match=r"^kl\.tap: expected logits .* is 'backbone\.layer2', found 'backbone\.layer1'$"
+    ):
+        trainer(classifier(12), classifier(8), dict(tap='backbone.layer1'), ['backbone.layer1', 'backbone.layer2'], 64)
+
+
 def test_an_auxiliary_head_is_looked_at():
     """It reads layer1, which the decode head does not."""
     student = segmentor(8, auxiliary_head=dict(AUX, in_channels=8, in_index=0))
