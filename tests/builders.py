@@ -5,6 +5,7 @@ import copy
 import torch
 from mmdet.structures import DetDataSample
 from mmengine.config import ConfigDict
+from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from mmpretrain.structures import DataSample
@@ -197,6 +198,29 @@ def raw_cls_batch(n: int = 2, size: int = 64, classes: int = 5, seed: int = 0) -
     labels = torch.randint(0, classes, (n,), generator=generator).tolist()
     samples = [DataSample(metainfo=dict(sample_idx=3 * i)).set_gt_label(label) for i, label in enumerate(labels)]
     return dict(inputs=images, data_samples=samples)
+
+
+def assert_resumes(build) -> None:
+    """A classifiers' distiller of ``build`` goes on from its state and its optimizer's as if nothing had been."""
+
+    def begun():
+        model = build()
+        return model, OptimWrapper(torch.optim.Adam(model.parameters(), lr=0.003))
+
+    model, wrapper = begun()
+    for seed in (1, 2):
+        step(model, wrapper, raw_cls_batch(4, seed=seed))
+    saved = copy.deepcopy((model.state_dict(), wrapper.state_dict()))
+    other, other_wrapper = begun()
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(1)
+    other.load_state_dict(saved[0], strict=True)
+    other_wrapper.load_state_dict(saved[1])
+    for seed in (3, 4):
+        ours, theirs = (step(m, w, raw_cls_batch(4, seed=seed)) for m, w in ((model, wrapper), (other, other_wrapper)))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), seed
 
 
 def without_scope(node):

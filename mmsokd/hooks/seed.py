@@ -213,10 +213,9 @@ def _batches(loader: Any) -> Any:
 def _exchange(loader: DataLoader, batches: BatchSampler) -> None:
     """Give it another batch sampler."""
     vars(loader)['batch_sampler'] = batches  # its attribute refuses another
-    if (
-        getattr(loader, '_iterator', None) is not None
-    ):  # of persistent workers: it has its sampler from when it was made
-        loader._iterator._index_sampler = batches
+    living = getattr(loader, '_iterator', None)  # of persistent workers: it has its sampler from when it was made
+    if living is not None:
+        living._index_sampler = batches
 
 
 def _seed_of(*key: int) -> tuple[int, np.ndarray]:

@@ -1,6 +1,5 @@
 """FM-KT in a distiller: who gets a gradient, what is exported and resumed, two processes, and what it refuses."""
 
-import copy
 import re
 
 import pytest
@@ -10,7 +9,7 @@ from mmengine.optim import OptimWrapper
 
 from mmsokd.export import export_student
 from mmsokd.registry import MODELS
-from tests.builders import classifier, distiller, losses_of, raw_cls_batch, retinanet, segmentor, step
+from tests.builders import assert_resumes, classifier, distiller, losses_of, raw_cls_batch, retinanet, segmentor
 from tests.two_ranks import assert_same, on_two_ranks
 
 FMKT = dict(type='mmsokd.FMKTLoss', tap=['backbone.layer4', 'head.fc'], steps=4)
@@ -43,23 +42,7 @@ def test_flow_vanishes_from_the_exported_student():
 
 
 def test_resume_continues_exactly():
-    def begun():
-        model = built()
-        return model, OptimWrapper(torch.optim.Adam(model.parameters(), lr=0.003))
-
-    model, wrapper = begun()
-    step(model, wrapper, raw_cls_batch(4, seed=1))
-    saved = copy.deepcopy((model.state_dict(), wrapper.state_dict()))
-    other, other_wrapper = begun()
-    with torch.no_grad():
-        for p in other.parameters():
-            p.add_(1)
-    other.load_state_dict(saved[0], strict=True)
-    other_wrapper.load_state_dict(saved[1])
-    for seed in (2, 3):
-        ours, theirs = (step(m, w, raw_cls_batch(4, seed=seed)) for m, w in ((model, wrapper), (other, other_wrapper)))
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[name], theirs[name]) for name in ours), seed
+    assert_resumes(built)
 
 
 def worker(rank, folder):

@@ -1,6 +1,5 @@
 """Losses that take a whole pyramid, and losses that tell of themselves: SKD and MTKD-SSR in a distiller."""
 
-import copy
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 from mmsokd.export import export_student
 from mmsokd.losses import LossResult, TermLoss
 from mmsokd.registry import MODELS
-from tests.builders import classifier, distiller, losses_of, raw_batch, raw_cls_batch, retinanet, step
+from tests.builders import assert_resumes, classifier, distiller, losses_of, raw_batch, raw_cls_batch, retinanet, step
 from tests.two_ranks import assert_same, on_two_ranks
 
 STAGES = [f'backbone.layer{i}' for i in (1, 2, 3, 4)]
@@ -123,24 +122,7 @@ def test_the_simplifier_learns_at_its_own_rate():
 
 
 def test_resume_continues_exactly():
-    def begun():
-        model = classifiers(terms=BOTH)
-        return model, OptimWrapper(torch.optim.Adam(model.parameters(), lr=0.003))
-
-    model, wrapper = begun()
-    for seed in (1, 2):
-        step(model, wrapper, raw_cls_batch(4, seed=seed))
-    saved = copy.deepcopy((model.state_dict(), wrapper.state_dict()))
-    other, other_wrapper = begun()
-    with torch.no_grad():
-        for p in other.parameters():
-            p.add_(1)
-    other.load_state_dict(saved[0], strict=True)
-    other_wrapper.load_state_dict(saved[1])
-    for seed in (3, 4):
-        ours, theirs = (step(m, w, raw_cls_batch(4, seed=seed)) for m, w in ((model, wrapper), (other, other_wrapper)))
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[name], theirs[name]) for name in ours), seed
+    assert_resumes(lambda: classifiers(terms=BOTH))
 
 
 def worker(rank, folder):

@@ -1,5 +1,7 @@
 """What the tests of the losses and adapters share."""
 
+import math
+
 import torch
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
@@ -52,3 +54,20 @@ def assert_agrees(name, errors, tolerance=1e-12):
     """The largest relative error in float64; shown by ``pytest -s -k slow_twin``."""
     print(f'\n{name:<18} max relative error {max(errors):.1e}')
     assert max(errors) < tolerance
+
+
+def assert_slopes(value, named, step=1e-6):
+    """Central differences of ``value()`` along a direction of each named leaf are what its ``grad`` says."""
+    generator = torch.Generator().manual_seed(0)
+    for key, x in named:
+        direction = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        values = []
+        for sign in (1, -2):  # to +step, and from there to -step
+            with torch.no_grad():
+                x += sign * step * direction
+            values.append(value())
+        with torch.no_grad():
+            x += step * direction
+        slope = (values[0] - values[1]) / (2 * step)
+        found = (x.grad * direction).sum().item()
+        assert math.isclose(found, slope, rel_tol=1e-5, abs_tol=1e-7), (key, found, slope)
