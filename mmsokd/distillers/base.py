@@ -3,7 +3,7 @@
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mmengine.logging import print_log
@@ -64,6 +64,7 @@ class Distiller(Face):
     """
 
     trains = STUDENT
+    needs_terms: ClassVar[bool] = True  # whether there is nothing to learn from the teacher without
 
     def __init__(
         self,
@@ -87,12 +88,14 @@ class Distiller(Face):
         student = build_model('student', student, data_preprocessor)
         super().__init__(student, data_preprocessor, init_cfg)
         self.keep_host = keep_host
+        self.probe_size = probe_size
         self._looked_for_deaf_taps = False
         self._teachers = self._build_teachers(teacher, teachers, data_preprocessor)
         for guard in self._teachers.values():
             if guard.module is self.student:
                 raise ValueError(f'{guard.name}: expected a model of its own, found the student, which it would freeze')
-        if not isinstance(terms, Mapping) or not terms:
+        terms = {} if terms is None and not self.needs_terms else terms
+        if not isinstance(terms, Mapping) or (not terms and self.needs_terms):
             raise ValueError(f'terms: expected a dict of at least one term, found {terms!r}')
         if not keep_host and areas is None:
             raise ValueError("keep_host: expected True where 'areas' is None, found False: nothing would be distilled")
@@ -130,7 +133,7 @@ class Distiller(Face):
         self._student_calls = probes[STUDENT].calls
         self._tap = FeatureTap(self.student, self._student_taps, copied=probes[STUDENT].overwritten)
         for name, teacher in self._teachers.items():
-            if not taps[name]:
+            if not taps[name] and self.needs_terms:
                 raise ValueError(f"{teacher.name}: expected a term with teacher='{name}', found none; leave it out")
             with telling(teacher.name):
                 is_refined = self._at is not None and name == self.refine.regressor.teacher_name
@@ -290,7 +293,7 @@ class Distiller(Face):
         MMEngine's log would go on showing the last ones.
         """
         self._warn_of_deaf_taps(feats[STUDENT])
-        zero = feats[STUDENT][self._student_taps[0]][0].new_zeros((), dtype=torch.float32)
+        zero = inputs.new_zeros((), dtype=torch.float32)
         losses: dict[str, Tensor] = {}
         results: list[AreaResult] = []
         told: list[Mapping[str, Tensor]] = []

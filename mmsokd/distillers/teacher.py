@@ -208,6 +208,15 @@ class Teacher:
         image = rows[:, None, :, None] & columns[:, None, None, :]  # (N, 1, H, W)
         return out.masked_fill(~image, self._pad)
 
+    def make_ready(self, device: torch.device) -> None:
+        """Bring the module to ``device``, and into eval mode."""
+        # Moved lazily: the distiller's .to() must not reach a teacher that an EMA copy on another device shares.
+        parameter = next(self.module.parameters(), None)
+        if parameter is not None and parameter.device != device:
+            self.module.to(device)
+        if any(module.training for module in self.module.modules()):
+            self.module.eval()  # a teacher that drops units is another teacher
+
     @torch.no_grad()
     def features(
         self,
@@ -221,12 +230,8 @@ class Teacher:
         ``replace`` puts another output in the place of a layer's (SoKD's ``at``).
         """
         taps = tuple(self.taps if taps is None else taps)
-        # Moved lazily: the distiller's .to() must not reach a teacher that an EMA copy on another device shares.
+        self.make_ready(inputs.device)
         parameter = next(self.module.parameters(), None)
-        if parameter is not None and parameter.device != inputs.device:
-            self.module.to(inputs.device)
-        if any(module.training for module in self.module.modules()):
-            self.module.eval()  # a teacher that drops units is another teacher
         caller = inputs.dtype
         other = parameter is not None and parameter.dtype != caller
         inputs = self.prepare(inputs, data_samples)
