@@ -118,7 +118,10 @@ class Distiller(Face):
             return {} if teacher is None else {'teacher': Teacher('teacher', teacher, preprocessor)}
         if STUDENT in teachers:
             raise ValueError(f"teachers.{STUDENT}: expected another name; '{STUDENT}' means the student itself")
-        return {name: Teacher(f'teachers.{name}', source, preprocessor) for name, source in teachers.items()}
+        return {
+            name: source if isinstance(source, Teacher) else Teacher(f'teachers.{name}', source, preprocessor)
+            for name, source in teachers.items()
+        }
 
     def _connect(self, size: int) -> None:
         """Dry-run every model once, match the taps' levels, and build what depends on their shapes."""
@@ -185,7 +188,8 @@ class Distiller(Face):
         """Set the student's mode; a teacher stays in eval."""
         super().train(mode)
         for teacher in self._teachers.values():
-            teacher.module.eval()
+            if teacher.frozen:
+                teacher.module.eval()
         return self
 
     # ---- the step -------------------------------------------------------------------------------------------------
@@ -262,21 +266,8 @@ class Distiller(Face):
 
     @torch.compiler.disable
     def _student_features(self, tapped: Features) -> Levels:
-        """The student's levels.
-
-        Raises:
-            ValueError: its training forward calls a tapped module more often than the dry run did, or less: which of
-                the outputs a term means is not to be known.
-        """
-        seen = tapped.calls
-        for path in dict.fromkeys(path for tap in self._student_taps for path in paths_of(tap)):
-            module = parse_tap(path).module
-            if seen[module] != self._student_calls[module]:
-                raise ValueError(
-                    f"student: tap '{path}': expected {self._student_calls[module]} calls of '{module}' in a training "
-                    f'forward, as in the dry run, found {seen[module]}; tap a layer that every forward calls alike'
-                )
-        return {tap: tapped[tap] for tap in self._student_taps}
+        """The student's levels."""
+        return read_levels(STUDENT, self._student_taps, tapped, self._student_calls)
 
     @torch.compiler.disable
     def _distill(
@@ -364,6 +355,30 @@ class Distiller(Face):
                 adapted = term.adapt(student, teacher)
                 found[name] = self.areas.detectors[name].detect(adapted, term.match(adapted, teacher))
         return found
+
+
+def read_levels(model: str, taps: Sequence[Tap], tapped: Features, calls: Mapping[str, int]) -> Levels:
+    """The levels of what a training forward gave.
+
+    Args:
+        model: its name in the config, for messages.
+        taps: to read.
+        tapped: what was heard.
+        calls: how often the dry run called each tapped module.
+
+    Raises:
+        ValueError: the training forward calls a tapped module more often than the dry run did, or less: which of the
+            outputs a term means is not to be known.
+    """
+    seen = tapped.calls
+    for path in dict.fromkeys(path for tap in taps for path in paths_of(tap)):
+        module = parse_tap(path).module
+        if seen[module] != calls[module]:
+            raise ValueError(
+                f"{model}: tap '{path}': expected {calls[module]} calls of '{module}' in a training forward, as in the "
+                f'dry run, found {seen[module]}; tap a layer that every forward calls alike'
+            )
+    return {tap: tapped[tap] for tap in taps}
 
 
 def _keys_of(cls: type) -> list[str]:

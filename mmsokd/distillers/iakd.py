@@ -101,7 +101,9 @@ class StageSwap(Seeded):
     def draw(self) -> list[bool]:
         """Which stages are swapped now; none in eval mode."""
         clock = Clock.now()
-        chance = self.probability(clock) if self.training else 0.0
+        chance = self.probability(clock)
+        if not self.training or chance == 0:
+            return [False] * len(self.seams)
         generator = torch.Generator().manual_seed((self._seed() + 7_919 * clock.iter + 32_452_843) % 2**63)
         return (torch.rand(len(self.seams), generator=generator) < chance).tolist()
 

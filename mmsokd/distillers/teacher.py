@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from mmengine.logging import print_log
@@ -83,6 +83,8 @@ class Teacher:
         ValueError, FileNotFoundError, TypeError: as building and loading do.
     """
 
+    frozen: ClassVar[bool] = True
+
     def __init__(self, name: str, source: Any, data_preprocessor: dict | None = None) -> None:
         self.name = name
         given = source if isinstance(source, dict) and 'type' not in source else {}
@@ -99,9 +101,11 @@ class Teacher:
             checkpoint = init_cfg['checkpoint']
         if checkpoint is not None:
             load_weights(f'{name}.checkpoint', self.module, checkpoint, trust)
-        elif not isinstance(source, nn.Module):
+        elif self.frozen and not isinstance(source, nn.Module):
             print_log(f'{name}: no checkpoint is given, so its weights are random', 'current', logging.WARNING)
-        self.module.requires_grad_(False).eval()
+        self.has_weights = checkpoint is not None
+        if self.frozen:
+            self.module.requires_grad_(False).eval()
         self.taps: list[Tap] = []
         self._ears: dict[tuple[Tap, ...], FeatureTap] = {}
         self._renorm: tuple[Tensor, Tensor] | None = None
