@@ -61,7 +61,7 @@ def _untried(task: str) -> str:
     return f'the one for {task}; nobody has tried it on this task'
 
 
-_KNOWN = 'ours'
+_KNOWN = "mmsokd's choice"
 _SKD = dict(slow='simplifier')
 _DKD = dict(alpha=1.0, beta=0.5, tau=1.0)
 _DIST = dict(beta=1.0, gamma=1.0, tau=1.0)
@@ -97,7 +97,7 @@ HOSTS: dict[str, dict[str, Host]] = {
         'pkd': Host('PKDLoss', dict(loss_pkd=[HEAD]), 10.0, _untried('detection')),
         'cwd': Host('CWDLoss', dict(loss_cwd=[HEAD]), 50.0, "the authors', on features", _TAU4),
         'pcka': Host(
-            'PCKALoss', dict(loss_pcka=[HEAD]), 10.0, "ours: the authors' of a detector's level", dict(patch_size=16)
+            'PCKALoss', dict(loss_pcka=[HEAD]), 10.0, "the authors' of a detector's level", dict(patch_size=16)
         ),
         'mgd': Host('MGDLoss', dict(loss_mgd=[HEAD]), 2e-5, _untried('detection'), dict(lambda_mgd=0.65)),
         'reviewkd': Host('ReviewKDLoss', dict(loss_reviewkd=[STAGES]), 1.0, _untried('classification')),

@@ -159,7 +159,7 @@ class Pairing:
         """The user's taps, each a path or several with commas between; what is left out is the same in the other model.
 
         Raises:
-            ValueError: a tap is not there; names the nearest ones, or those of the same stride.
+            ValueError: a tap is not there; names the nearest ones.
         """
         found = []
         for key, given, other, survey in (

@@ -100,31 +100,27 @@ def survey_sides(sides: list[Side], size: int | None = None) -> list[Survey]:
     Raises:
         ValueError: there is none; tells what went wrong at the first.
     """
-    first = None
-    for side in PROBE_SIZES if size is None else (size,):
+    first, sizes = None, PROBE_SIZES if size is None else (size,)
+    for side in sizes:
         try:
             with DefaultScope.overwrite_default_scope(sides[0].cfg.get('default_scope')):
                 return [Survey(s.model, side) for s in sides]
         except ValueError as error:
             first = first or error
-    raise ValueError(f"{first}; give the side that the models take by '--probe-size'")
+    others = f' (nor on pictures of {", ".join(map(str, sizes[1:]))})' if size is None else ''
+    raise ValueError(f"{first}{others}; give the side that the models take by '--probe-size'")
 
 
 def classes_of(cfg: Config) -> list[str] | None:
     """The names of the classes that a config's training set has; None where they are not to be known."""
-    dataset = cfg.get('train_dataloader', {}).get('dataset') if cfg.get('train_dataloader') else None
-    while isinstance(dataset, dict) and 'dataset' in dataset:  # wrappers
-        dataset = dataset['dataset']
-    if isinstance(dataset, dict) and dataset.get('datasets'):
-        dataset = dataset['datasets'][0]
-    if not isinstance(dataset, dict):
-        return None
+    dataset = (cfg.get('train_dataloader') or {}).get('dataset') or {}
+    while 'dataset' in dataset or dataset.get('datasets'):  # wrappers
+        dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
     found = (dataset.get('metainfo') or {}).get('classes')
     if found is None and 'type' in dataset:
         with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
-            kind = dataset['type']
-            cls = registry.get(kind) if isinstance(kind, str) else kind
-        found = getattr(cls, 'METAINFO', {}).get('classes')
+            cls = registry.get(dataset['type']) if isinstance(dataset['type'], str) else dataset['type']
+        found = (getattr(cls, 'METAINFO', None) or {}).get('classes')
     return [str(name) for name in found] if isinstance(found, list | tuple) else None
 
 

@@ -87,7 +87,7 @@ def _head(student: Side, teacher: Side, plan: Plan) -> list[str]:
 def _bases(student: Side, files: Files) -> list[str]:
     """MMEngine refuses two bases with the same key: beside hooks or imports of the user's, ours are written out."""
     base = student.source if '::' in student.source else _place(student.source, files.out)
-    own = {key for key in ('custom_hooks', 'custom_imports') if student.cfg.get(key)}
+    own = {key for key in ('custom_hooks', 'custom_imports') if key in student.cfg}
     if not own:
         return [
             "# Data, schedule and student are the first one's; the second adds mmsokd's hooks, and imports it.",
@@ -171,8 +171,8 @@ def _term(term: TermPlan) -> list[str]:
 
 
 def _source_of_weight(term: TermPlan) -> str:
-    classes = '; over the number of classes' if term.host.per_class else ''
-    return f'{term.host.source}{classes}. Look at the log: distill.{term.name} beside the other losses'
+    classes = ', over the number of classes' if term.host.per_class else ''
+    return f'{term.host.source}{classes}; the log shows what it comes to, as distill.{term.name}'
 
 
 def _rest(student: Side, plan: Plan, files: Files) -> list[str]:
