@@ -146,6 +146,20 @@ def test_each_line_is_explained_and_has_no_channels(distill, projects, tmp_path)
     assert text.splitlines()[0] == '"""SoKD on FitNet: RetinaNet teaches RetinaNet.'
 
 
+def test_the_page_shows_what_is_written(distill, projects, tmp_path):
+    """The config of docs/distill.md, but for the place of our base."""
+    page = (ROOT / 'docs' / 'distill.md').read_text()
+    shown = next(b for b in re.findall(r'```python\n(.*?)```', page, re.S) if '_base_' in b)
+    for name, new in (('student', 'retinanet_r18_cells'), ('teacher', 'retinanet_r34_cells')):
+        (tmp_path / f'{new}.py').write_text((projects['detection'] / f'{name}.py').read_text())
+    (tmp_path / 'teacher.pth').write_bytes((projects['detection'] / 'teacher.pth').read_bytes())
+    out = distill(*re.search(r'distill\.py ((?:\\\n|.)*--dry-run)', page)[1].replace('\\\n', '').split())
+    written = (tmp_path / 'sokd_fitnet_retinanet_r18_cells.py').read_text()
+    assert re.sub(r"'[^']*configs/_base_/sokd.py'", "'./mmsokd/configs/_base_/sokd.py'", written) == shown
+    header = re.search(r'^term .*', page, re.M)[0]
+    assert header.split() == re.search(r'^term .*', out, re.M)[0].split()
+
+
 def test_table_shows_what_was_built(distill, projects):
     out = distill(*both(projects['detection']), '--dry-run')
     rows = re.findall(r'neck\[(\d)\] +(\d+) +16 +neck\[(\d)\] +(\d+) +24 +SoKDAdapter', out)

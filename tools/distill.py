@@ -75,6 +75,11 @@ def say(text: str = '') -> None:
     print(text, flush=True)
 
 
+def tell(text: str = '') -> None:
+    """What is going on, apart from what comes of it."""
+    print(text, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def plainly() -> Iterator[None]:
     """What a user can mend is told in one message, without a traceback."""
@@ -179,7 +184,9 @@ def command(tool: str, *args: object) -> str:
 def propose(args: argparse.Namespace) -> tuple[Path, Path] | None:
     """Pair both models, show it, and write the config; its place and the work dir, or None where it is not written."""
     check_checkpoint(args)
+    tell('building both models ...')
     student, teacher, method = read_sides(args)
+    tell('running each once, to see its shapes ...')
     surveys = survey_sides([student, teacher], args.probe_size)
     plan = plan_for(args, method, student, surveys)
     out = args.out or Path(f'{method.name.replace("-", "_")}_{Path(student.source).stem}.py')
@@ -187,7 +194,10 @@ def propose(args: argparse.Namespace) -> tuple[Path, Path] | None:
     text = write_text(student, teacher, plan, Files(out, args.teacher_checkpoint, args.trust_checkpoint))
     if args.teacher_checkpoint is not None:
         check_place(out, work_dir, text, args.force)
-    show(student, teacher, method, plan, build(text, out), surveys)
+    tell('building the distiller ...')
+    distiller = build(text, out)
+    tell()
+    show(student, teacher, method, plan, distiller, surveys)
     if args.teacher_checkpoint is None:
         say('\nNothing is written without --teacher-checkpoint.')
         return None
@@ -204,7 +214,7 @@ def train(args: argparse.Namespace, out: Path, work_dir: Path, rest: list[str]) 
     last = work_dir / 'last_checkpoint'
     if code or not last.is_file():
         return code
-    checkpoint = Path(last.read_text().strip())
+    checkpoint = work_dir / Path(last.read_text().strip()).name
     student = checkpoint.with_name(f'student_{checkpoint.name}')
     say(f'\nCheckpoint: {checkpoint}\nStudent alone: {student}, for {args.student}\nTest either by')
     say(command('test.py', out, checkpoint))
@@ -227,9 +237,10 @@ def main() -> None:
     out, work_dir = written
     if not args.dry_run:
         raise SystemExit(train(args, out, work_dir, rest))
+    flags = [*(['--work-dir', args.work_dir] if args.work_dir else []), *rest]
     say('Train it by one of')
-    say(command('train.py', out, '--work-dir', work_dir, *rest))
-    say(command('dist_train.sh', out, 8, '--work-dir', work_dir, *rest, ' # 8 GPUs'))
+    say(command('train.py', out, *flags))
+    say(command('dist_train.sh', out, 8, *flags, ' # 8 GPUs'))
 
 
 if __name__ == '__main__':
