@@ -176,7 +176,8 @@ METHODS = [(task, host) for task in TASKS for host in HOSTS[task] if host not in
 @pytest.mark.parametrize(('task', 'host'), METHODS)
 def test_every_method_builds_and_makes_a_step(distill, projects, tmp_path, task, host):
     for method in (host, f'sokd-{host}'):
-        distill(*both(projects[task]), '--method', method, '--dry-run')
+        out = distill(*both(projects[task]), '--method', method, '--dry-run')
+        assert ('Note: the loss weight is the one for' in out) == HOSTS[task][host].untried
         _, model = build(tmp_path / f'{method.replace("-", "_")}_student.py')
         wrapper = OptimWrapper(torch.optim.SGD(model.train().parameters(), lr=1e-4))
         losses = step(model, wrapper, BATCHES[task]())
@@ -269,6 +270,7 @@ def test_stages_of_another_stride_are_resized(distill, projects, tmp_path):
     out = distill(student, *both(projects['segmentation'])[1:], '--dry-run')
     assert "'backbone.layer4' of the student has stride 32 and 'backbone.layer4' of the teacher 8" in out
     cfg, distiller = build(tmp_path / 'sokd_fitnet_coarse.py')
+    assert 'nobody has tried' not in out
     assert cfg.model.terms.loss_hint.adapter == dict(type='mmsokd.SoKDAdapter', resize='bilinear')
     assert step(distiller.train(), OptimWrapper(torch.optim.SGD(distiller.parameters(), lr=0.01)), raw_seg_batch())
     out = distill(student, *both(projects['segmentation'])[1:], '--method', 'kd', '--dry-run')

@@ -152,7 +152,7 @@ def build(text: str, out: Path) -> Distiller:
     with draft(text, out) as path:
         try:
             return build_config(path)
-        except (ValueError, TypeError, OSError, KeyError) as error:
+        except (ValueError, TypeError, OSError, KeyError, RuntimeError) as error:
             told = str(error.args[0] if isinstance(error, KeyError) else error)
             told = told.replace('teacher.checkpoint:', '--teacher-checkpoint:', 1)
             raise ValueError(f'the two do not go together like this, and nothing is written. {told}') from error
@@ -170,6 +170,8 @@ def show(student: Side, teacher: Side, method: Method, plan: Plan, distiller: Di
         say(f"SoKD refines the teacher's {plan.refine['at']!r} in its place, and the logits follow.")
     for remark in plan.remarks:
         say(f'Note: {remark}')
+    if method.host.untried:
+        say(f'Note: the loss weight is {method.host.source}.')
     if teacher.parameters < student.parameters:
         say('Note: the teacher has fewer parameters than the student. Are the two configs in the right order?')
 

@@ -43,6 +43,11 @@ class Host(NamedTuple):
     slow: str | None = None
 
     @property
+    def untried(self) -> bool:
+        """Whether the numbers are those of another task."""
+        return self.source.endswith(_UNTRIED)
+
+    @property
     def on_logits(self) -> bool:
         """Whether it compares predictions."""
         return MODELS.get(self.loss).on_logits
@@ -57,8 +62,11 @@ class Method(NamedTuple):
     sokd: bool
 
 
+_UNTRIED = 'nobody has tried it on this task'
+
+
 def _untried(task: str) -> str:
-    return f'the one for {task}; nobody has tried it on this task'
+    return f'the one for {task}; {_UNTRIED}'
 
 
 _KNOWN = "mmsokd's choice"

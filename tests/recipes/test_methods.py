@@ -30,6 +30,13 @@ def test_every_host_is_there_where_it_is_ticked():
         assert all(name == host.loss.removesuffix('Loss').lower() for name, host in hosts.items())
 
 
+def test_the_untried_are_those_without_a_config():
+    """COCO, Cityscapes; ImageNet and CIFAR-100 together."""
+    there = {(TASKS[on_card(path)], path.parent.name) for path in CARD}
+    untried = {(task, name) for task, hosts in HOSTS.items() for name, host in hosts.items() if host.untried}
+    assert untried == {(task, name) for task, hosts in HOSTS.items() for name in hosts} - there
+
+
 def test_every_option_has_a_meaning():
     options = {key for hosts in HOSTS.values() for host in hosts.values() for key in host.options}
     assert options == set(MEANINGS)
@@ -79,6 +86,7 @@ def test_terms_are_those_of_the_configs(path):
         assert theirs.pop(term.name) == dict(ours, tap=taps[0])
     assert not theirs
     assert not plan.remarks
+    assert not plan.method.host.untried
     rates = cfg['optim_wrapper'].get('paramwise_cfg', {}).get('custom_keys', {})
     assert rates == ({plan.method.host.slow: dict(lr_mult=1e-3)} if plan.method.host.slow else {})
 
