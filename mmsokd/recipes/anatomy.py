@@ -25,10 +25,9 @@ def stages(survey: Survey) -> list[str]:
     units = _units(survey)
     found = [tap for tap in (_one_map(survey, path) for path in units) if tap is not None]
     if not found or any(len(survey.find(path)) > 1 for path in units):  # HRNet's stages have a map for each branch
-        levels = survey.find('backbone')
-        return (
-            [f'backbone[{i}]' for i in range(len(levels))][-_MOST:] if len(levels) > 1 else ['backbone'] * len(levels)
-        )
+        specs = survey.find('backbone')
+        count = len(specs) if all(len(spec.size) == 2 for spec in specs) else 0
+        return ['backbone'] if count == 1 else [f'backbone[{i}]' for i in range(count)][-_MOST:]
     if len(found) <= _MOST:
         return found
     last = {survey.specs(tap)[0].stride: tap for tap in found}

@@ -9,7 +9,7 @@ from torch import nn
 
 from mmsokd.distillers.build import build_model, load_config
 from mmsokd.distillers.face import Face
-from mmsokd.recipes.anatomy import LIBRARIES, task_of
+from mmsokd.recipes.anatomy import LIBRARIES, stages, task_of
 from mmsokd.recipes.survey import Survey
 
 PROBE_SIZES = (256, 224, 384, 64, 32)  # the distiller's own first; some networks take one size alone
@@ -95,18 +95,26 @@ def check_pair(student: Side, teacher: Side) -> None:
 
 
 def survey_sides(sides: list[Side], size: int | None = None) -> list[Survey]:
-    """Dry-run the models on pictures of one size: ``size``, or the first of :data:`PROBE_SIZES` that all take.
+    """Dry-run the models on pictures of one size: ``size``, or the first of :data:`PROBE_SIZES` that suits all.
+
+    A transformer may take a size that its patches do not divide, and then has no map anywhere.
 
     Raises:
         ValueError: there is none; tells what went wrong at the first.
     """
-    first, sizes = None, PROBE_SIZES if size is None else (size,)
+    sizes = PROBE_SIZES if size is None else (size,)
+    first = found = None
     for side in sizes:
         try:
             with DefaultScope.overwrite_default_scope(sides[0].cfg.get('default_scope')):
-                return [Survey(s.model, side) for s in sides]
+                surveys = [Survey(s.model, side) for s in sides]
+            found = found or surveys
+            if all(stages(survey) for survey in surveys):
+                return surveys
         except ValueError as error:
             first = first or error
+    if found is not None:
+        return found
     others = f' (nor on pictures of {", ".join(map(str, sizes[1:]))})' if size is None else ''
     raise ValueError(f"{first}{others}; give the side that the models take by '--probe-size'")
 

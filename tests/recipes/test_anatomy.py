@@ -7,6 +7,7 @@ from mmsokd.distillers.build import build_model
 from mmsokd.recipes import anatomy
 from mmsokd.recipes.methods import LAST, NEXT_TO_LAST, find_method
 from mmsokd.recipes.pairing import Pairing, make_plan
+from mmsokd.recipes.sides import Side, survey_sides
 from mmsokd.recipes.survey import Survey
 from tests.builders import classifier, gfl, retinanet, segmentor
 from tests.test_configs_hosts import CONFIGS, load
@@ -94,6 +95,16 @@ def test_a_transformer_pairs_with_a_network_of_strides():
     assert pairing.role(LAST) == (['backbone.layer4'], ['backbone.layers.7'])
     (term,) = make_plan(find_method('--method', 'sokd-sp', 'classification'), student, teacher).terms
     assert term.adapter == dict(type='mmsokd.SoKDAdapter', resize='bilinear')
+
+
+def test_patches_divide_the_picture():
+    """By 14 pixels they do not divide 256, so that tokens lie on no grid."""
+    cfg = Config(dict(model=backbone(**{**VIT, 'img_size': 224, 'patch_size': 14}), default_scope='mmpretrain'))
+    side = Side('student', 'vit.py', cfg, build_model('student', cfg), 'classification')
+    assert not anatomy.stages(Survey(side.model, 256))
+    (found,) = survey_sides([side])
+    assert found.size == 224
+    assert len(anatomy.stages(found)) == 4
 
 
 def test_swins_stage_is_refined_at_its_last_block():
