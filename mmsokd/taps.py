@@ -227,6 +227,10 @@ class Features:
         """How often each tapped module was called."""
         return {name: len(outputs) for name, outputs in self._outputs.items()}
 
+    def outputs(self, name: str) -> list[Any]:
+        """What a tapped module returned, call by call."""
+        return self._outputs[name]
+
     def hear(self, name: str, output: Any) -> Any:
         """Take the output of module ``name``; return what the network goes on with."""
         # The replacement comes first: a tap on the same module sees what the rest of the model sees.
@@ -248,7 +252,7 @@ class Features:
         return [level for path in paths_of(tap) for level in self._read(path)]
 
     def _read(self, tap: str) -> list[Tensor]:
-        path = self._taps[tap]
+        path = self._taps.get(tap) or parse_tap(tap)  # any output of a tapped module
         outputs = self._outputs[path.module]
         if not outputs:
             raise UnknownTapError(
@@ -321,6 +325,15 @@ def in_eval(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def dry_inputs(model: nn.Module, size: int) -> tuple[Tensor, list[BaseDataElement]]:
+    """The noise image of a dry run, ``size`` x ``size`` and always the same, and its sample without annotations."""
+    device = next((p.device for p in model.parameters()), torch.device('cpu'))
+    image = torch.randn(1, _channels(model), size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    shape = (size, size)
+    meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0))
+    return image, [BaseDataElement(metainfo=meta)]
+
+
 @torch.no_grad()
 def probe(
     model: nn.Module, taps: Iterable[Tap], size: int, at: str | None = None, keys: Mapping[Tap, str] | None = None
@@ -336,14 +349,7 @@ def probe(
         ValueError: a feature's first dimension is not the batch, or a backbone's tokens lie on no grid.
     """
     taps = list(taps)
-    device = next((p.device for p in model.parameters()), torch.device('cpu'))
-    image = torch.randn(1, _channels(model), size, size, generator=torch.Generator().manual_seed(0)).to(device)
-    shape = (size, size)
-    sample = BaseDataElement(
-        metainfo=dict(
-            img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0)
-        )
-    )
+    image, samples = dry_inputs(model, size)
     watch = _Watch()
     paths = dict.fromkeys(path for tap in taps for path in paths_of(tap))
     names = {parse_tap(path).module for path in paths}
@@ -352,17 +358,16 @@ def probe(
     def run(replace: Mapping[str, Callable[[Any], Any]]) -> Features:
         with torch.random.fork_rng(devices=[]), tap.replacing(replace) as feats:
             torch.default_generator.manual_seed(0)
-            run_for_taps(model, taps, image, [sample])
+            run_for_taps(model, taps, image, samples)
         return feats
 
     with in_eval(model):
         feats = run({name: watch.listener(name) for name in names})
         shaken = run({parse_tap(at).module: _shake}) if at is not None else None
-    extra = getattr(getattr(model, 'backbone', None), 'num_extra_tokens', 0)
     specs = {}
     for tap in taps:
         with telling(keys[tap]) if keys else nullcontext():
-            specs[tap] = [_spec(path, x, size, extra) for path in paths_of(tap) for x in feats[path]]
+            specs[tap] = [spec_of(model, path, x, size) for path in paths_of(tap) for x in feats[path]]
     follows = {
         tap: [not torch.equal(*pair) for pair in zip(feats[tap], shaken[tap], strict=True)] for tap in taps if shaken
     }
@@ -400,7 +405,12 @@ class _Watch:
         return frozenset(name for name, tensor, version in self._given if tensor._version != version)
 
 
-def _spec(tap: str, feat: Tensor, size: int, extra: int) -> FeatureSpec:
+def spec_of(model: nn.Module, tap: str, feat: Tensor, size: int) -> FeatureSpec:
+    """What is to be known of ``feat``, one level of ``tap`` in a dry run of ``model`` at ``size``.
+
+    Raises:
+        ValueError: its first dimension is not the batch, or a backbone's tokens lie on no grid.
+    """
     if len(feat) != 1:
         raise ValueError(
             f"tap '{tap}': expected the batch as first dimension, found shape {tuple(feat.shape)} for one picture: "
@@ -411,6 +421,7 @@ def _spec(tap: str, feat: Tensor, size: int, extra: int) -> FeatureSpec:
         sizes = tuple(feat.shape[2:])
         return FeatureSpec(feat.shape[1], sizes, round(size / sizes[0]) if sizes else 0, signed)
     count, channels = feat.shape[1:]
+    extra = getattr(getattr(model, 'backbone', None), 'num_extra_tokens', 0)
     room = tap.split('.')[0]
     found = _class_tokens(count, size, extra) if room.startswith(('backbone', 'neck')) else None
     if found is None and room.startswith('backbone'):

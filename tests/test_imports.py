@@ -8,7 +8,7 @@ ORDER = [
     {'version', 'stack', 'registry', 'checks', 'taps', 'relax', 'unpickle', 'checkpoint'},
     {'losses', 'adapters', 'augment', 'areas', 'backbones'},
     {'distillers'},
-    {'visualization', 'export'},
+    {'visualization', 'export', 'recipes'},
     {'hooks'},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

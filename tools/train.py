@@ -1,6 +1,7 @@
 """Train a config of mmsokd, mmdet, mmsegmentation or mmpretrain."""
 
 import argparse
+from collections.abc import Sequence
 
 from _cli import load_config, make_parser, train
 from mmengine.config import Config
@@ -8,7 +9,7 @@ from mmengine.config import Config
 import mmsokd  # noqa: F401  registers the scope, so that a config may use it without custom_imports
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument(
@@ -20,7 +21,7 @@ def parse_args() -> argparse.Namespace:
         const='auto',
         help='checkpoint to resume from; without a path, the latest one in the work dir',
     )
-    return parser.parse_args()
+    return parser.parse_args(args)
 
 
 def use_amp(cfg: Config) -> None:

@@ -155,7 +155,10 @@ class Fit(NamedTuple):
         if keeps_channels(adapter) and s.channels != t.channels and self.equal_channels:
             mend = f"leave 'adapter' out, or give dict(type='mmsokd.{self._plain}')"
             if self.on_logits:
-                mend = 'logits are compared class by class: are both models made for the same classes?'
+                mend = (
+                    'logits are compared class by class: are both models made for the same classes, and, of detectors, '
+                    'for as many anchors?'
+                )
             raise ValueError(
                 f'{self.adapter_key}: expected equal channels without an adapter, found {s.channels} and '
                 f'{t.channels} at {self.where}; {mend}'
