@@ -1,5 +1,8 @@
 """Sphinx settings; `make docs` builds offline, with warnings as errors."""
 
+import sys
+from pathlib import Path
+
 from mmsokd.version import __version__
 
 project = 'mmsokd'
@@ -20,3 +23,12 @@ autodoc_typehints = 'none'  # they stand in the signature already
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def setup(app):
+    """Write the configuration reference."""
+    import _reference
+
+    app.connect('source-read', _reference.fill)
