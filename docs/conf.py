@@ -10,10 +10,14 @@ author = 'the mmsokd authors'
 copyright = '2026, the mmsokd authors; Apache-2.0'
 release = __version__
 
-extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx.ext.viewcode']
+sys.path.insert(0, str(Path(__file__).parent))
+extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx.ext.viewcode', '_mathml']
 exclude_patterns = ['_build']
 html_theme = 'furo'
 html_title = f'mmsokd {release}'
+html_static_path = ['_static']
+html_css_files = ['custom.css']
+html_math_renderer = 'mathml'
 
 myst_enable_extensions = ['dollarmath', 'amsmath']
 myst_heading_anchors = 3
@@ -23,8 +27,6 @@ autodoc_typehints = 'none'  # they stand in the signature already
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 def setup(app):

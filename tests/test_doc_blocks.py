@@ -3,7 +3,7 @@
 A comment above a block says how it is read:
 
     <!-- part of: cls -->     keys of a distiller between two small networks of that task; each is built
-    <!-- run by: FILE -->     by another test
+    <!-- run by: FILE -->     by another test, which may also run a whole page
     <!-- not run: REASON -->  by none
 
 Without one a block that begins with `_base_` is a config, whose model is built: under the name of its first comment
@@ -27,12 +27,17 @@ from tests.builders import classifier, gfl, retinanet, segmentor
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
+WHOLE = {'tutorial.md': 'run by: tests/test_tutorial.py'}
 BLOCK = re.compile(r'(?:<!-- ([^\n]*) -->\n)?^```(\w+)\n(.*?)^```$', re.S | re.M)
 NOT_RUN = 4  # blocks of Python that nobody runs; think twice before you raise it
 
 
 def blocks(page, language):
-    return [(note, code) for note, found, code in BLOCK.findall(page.read_text()) if found == language]
+    return [
+        (note or WHOLE.get(page.name, ''), code)
+        for note, found, code in BLOCK.findall(page.read_text())
+        if found == language
+    ]
 
 
 def is_config(code):
