@@ -113,9 +113,11 @@ def test_configs_build(page, tmp_path, monkeypatch):
             preprocessor = cfg.get('data_preprocessor')
             model = ROOT_MODELS.build({**without_weights(cfg.model), 'data_preprocessor': preprocessor})
             assert isinstance(model, Face)
-            for hook in cfg.get('custom_hooks', []):
-                HOOKS.build(hook)
             built += 1
+        for hook in cfg.get('custom_hooks', []):
+            if hook.type.startswith('mmsokd.'):
+                HOOKS.build(hook)
+                built += 1
     assert built
 
 

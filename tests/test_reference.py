@@ -1,10 +1,14 @@
 """docs/reference.rst has all that is registered, and each argument's meaning."""
 
 import importlib.util
+import inspect
+import re
 from pathlib import Path
 
 import pytest
+from latex2mathml.converter import convert
 
+import mmsokd.losses
 from mmsokd.registry import HOOKS, MODELS
 
 DOCS = Path(__file__).resolve().parents[1] / 'docs'
@@ -57,3 +61,22 @@ def test_a_loss_has_its_equation_and_its_paper():
     assert '1 - r' in text  # PKD's
     losses = [cls for name, cls in reference.parts('losses').items() if name.endswith('Loss')]
     assert [cls.__name__ for cls in losses if not reference.equations(cls)] == []
+
+
+def equations():
+    """All that Sphinx turns into MathML: of the pages, and of the docstrings."""
+    for page in sorted(DOCS.glob('*.md')):
+        text = re.sub(r'```.*?```|`[^`\n]*`', '', page.read_text(), flags=re.S)
+        yield from re.findall(r'\$\$(.*?)\$\$', text, re.S)
+        yield from re.findall(r'\$([^$\n]+)\$', re.sub(r'\$\$.*?\$\$', '', text, flags=re.S))
+    for part in [*PARTS.values(), *vars(mmsokd.losses).values()]:
+        text = inspect.getdoc(part) or ''
+        yield from re.findall(r':math:`([^`]+)`', text)
+        yield from re.findall(r'\.\. math:: ?(.*\n(?:(?:    .*)?\n)*)', text + '\n')
+
+
+def test_equations_are_shown_as_they_are_meant():
+    found = list(equations())
+    assert len(found) > 60
+    strange = [latex for latex in found if '\\' in convert(latex)]
+    assert not strange, 'latex2mathml does not know a macro in them'

@@ -29,6 +29,6 @@ def test_the_tutorial_runs(tmp_path, monkeypatch, capsys):
             Path(name[1]).write_text(code)
         else:
             exec(compile(code, str(PAGE), 'exec'), scope)
-    assert min(scope['iou'].values()) > 50  # of two classes, the one four times the other: they have learned
+    assert min(scope['iou'].values()) > 45  # all ground would be 26: they have learned
     assert Path('student.onnx').is_file()
     assert 'onnxruntime: ' in capsys.readouterr().out
