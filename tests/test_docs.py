@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from mmengine.config import Config
 from mmengine.registry import MODELS as ROOT_MODELS
 
@@ -75,3 +76,23 @@ def test_readme_lists_the_losses():
 def test_config_page_lists_the_hooks():
     text = (ROOT / 'docs/config.md').read_text()
     assert set(re.findall(r'^\| `(\w+Hook)` \|', text, re.M)) == set(mmsokd.hooks.__all__)
+
+
+def test_results_of_the_readme_are_those_of_the_cards():
+    table = (ROOT / 'README.md').read_text().split('## Results')[1].split('\n## ')[0]
+    rows = [line for line in table.splitlines() if line.startswith('| [') or line.startswith('| the same')]
+    card = None
+    for row in rows:
+        link = re.search(r'\]\((configs/[^)]+)\)', row)
+        card = (ROOT / link[1]).read_text() if link else card
+        numbers = re.findall(r'\d+\.\d+(?: ± \d+\.\d+)?', row.split('|', 2)[2])
+        assert len(numbers) == 4
+        assert [number for number in numbers if number not in card] == []
+    assert len(rows) == 4
+
+
+def test_citation_names_this_version():
+    cited = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    assert cited['version'] == mmsokd.__version__
+    assert cited['license'] == 'Apache-2.0'
+    assert cited['preferred-citation']['title'] in (ROOT / 'README.md').read_text()

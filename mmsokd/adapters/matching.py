@@ -59,7 +59,7 @@ def best_match(correlation: Tensor) -> Tensor:
 class ChannelMatching(ResizeAdapter):
     r"""The teacher's channels in the order of the student's (after Han et al., KCD, arXiv:2103.16844).
 
-    .. math:: \pi = \arg\max_{\pi} \sum_c \mathrm{corr}(F_s^c, F_t^{\pi(c)}), \qquad
+    .. math:: \pi = \underset{\pi}{\mathrm{arg\,max}} \sum_c \mathrm{corr}(F_s^c, F_t^{\pi(c)}), \qquad
         F_t^c \leftarrow F_t^{\pi(c)}
 
     over all injective maps of the student's channels into the teacher's. So the student needs no learned map to the
