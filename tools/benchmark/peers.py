@@ -1,6 +1,6 @@
 """Compare our distiller's steps with MMRazor's, on the same networks, weights, batch and host.
 
-pip install --no-deps --target /tmp/peer mmrazor==1.0.0
+pip install --no-deps --target /tmp/peer mmrazor==1.0.0 joblib cloudpickle dill ordered_set
 python tools/benchmark/peers.py --mmrazor /tmp/peer --side 256 --batch-size 2 --rounds 5
 
 RetinaNet, ResNet-101 -> ResNet-18, the whole pyramid tapped on both sides, all in turns in one process. MMRazor is
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from _cases import CONFIGS, Teaching, Training, add_sizes, build, load, searching_step, student_alone
 from _measure import MIB, Spread, Variant, add_rounds, clock_name, markdown, memory, ratios, times, write
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 LEVELS = 5
@@ -68,7 +68,7 @@ def import_mmrazor(folder: Path | None) -> None:
     except ImportError as error:
         raise SystemExit(
             f'mmrazor: expected version 1.0.0, found that it cannot be imported ({error}); '
-            'pip install --no-deps --target FOLDER mmrazor==1.0.0, and give --mmrazor FOLDER'
+            'pip install --no-deps --target FOLDER mmrazor==1.0.0 joblib cloudpickle dill ordered_set; --mmrazor FOLDER'
         ) from error
 
 
@@ -81,22 +81,22 @@ def peer(kind: str, host: str, student: nn.Module, teacher: nn.Module) -> nn.Mod
     def record(from_student: bool, level: int) -> dict:
         return dict(from_student=from_student, recorder='fpn', data_idx=level)
 
-    return MODELS.build(
-        dict(
-            type=f'mmrazor.{kind}',
-            architecture=copy.deepcopy(student),
-            teacher=copy.deepcopy(teacher),
-            distiller=dict(
-                type='mmrazor.ConfigurableDistiller',
-                student_recorders=recorder,
-                teacher_recorders=copy.deepcopy(recorder),
-                distill_losses={name: dict(loss, _scope_='mmrazor') for name in names},
-                loss_forward_mappings={
-                    name: {ours: record(True, i), theirs: record(False, i)} for i, name in enumerate(names)
-                },
-            ),
-        )
+    cfg = dict(
+        type=kind,
+        architecture=copy.deepcopy(student),
+        teacher=copy.deepcopy(teacher),
+        distiller=dict(
+            type='ConfigurableDistiller',
+            student_recorders=recorder,
+            teacher_recorders=copy.deepcopy(recorder),
+            distill_losses={name: dict(loss) for name in names},
+            loss_forward_mappings={
+                name: {ours: record(True, i), theirs: record(False, i)} for i, name in enumerate(names)
+            },
+        ),
     )
+    with DefaultScope.overwrite_default_scope('mmrazor'):
+        return MODELS.build(cfg)
 
 
 def checkpoint_bytes(training: Training) -> int:
