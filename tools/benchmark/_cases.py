@@ -135,7 +135,8 @@ class Training:
         student: nn.Module | None = None,
     ) -> None:
         self.device = torch.device(get_device())
-        self.model = model.to(self.device).train()
+        self.model = model.to(self.device)
+        self.model.train()  # MMRazor's gives nothing back
         cfg = copy.deepcopy(dict(cfg))
         cfg['optimizer'] = dict(cfg['optimizer'], lr=1e-6)  # random weights must not run away while they are measured
         if amp:
