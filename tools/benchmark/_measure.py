@@ -129,6 +129,21 @@ def peak_bytes(run: Callable[[Any], Any], argument: Any = None) -> int:
     return highest
 
 
+def operations(variant: Variant, rounds: int) -> dict[str, float]:
+    """Operation -> seconds that a run spends in it alone, by the profiler; on a GPU the device's."""
+    kind = torch.profiler.ProfilerActivity
+    cuda = torch.cuda.is_available()
+    arguments = [variant.prepare() for _ in range(rounds)]
+    with torch.profiler.profile(activities=[kind.CPU, *([kind.CUDA] if cuda else [])]) as profile:
+        for argument in arguments:
+            variant.run(argument)
+    names = ('self_device_time_total', 'self_cuda_time_total') if cuda else ('self_cpu_time_total',)
+    return {
+        event.key: next(getattr(event, name) for name in names if hasattr(event, name)) / 1e6 / rounds
+        for event in profile.key_averages()
+    }
+
+
 def bytes_of(*parts: nn.Module | Mapping | Tensor | Sequence) -> int:
     """Of the tensors in modules, optimizers' states and lists; each counts once."""
     return sum({x.data_ptr(): x.numel() * x.element_size() for x in _tensors(parts)}.values())

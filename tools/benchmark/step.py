@@ -9,7 +9,20 @@ and of PolicySearchHook. docs/benchmarks.md tells how to read the table.
 import argparse
 
 from _cases import CASES, add_sizes, variants
-from _measure import MIB, Memory, Spread, add_rounds, clock_name, markdown, memory, ratios, times, write
+from _measure import (
+    MIB,
+    Memory,
+    Spread,
+    Variant,
+    add_rounds,
+    clock_name,
+    markdown,
+    memory,
+    operations,
+    ratios,
+    times,
+    write,
+)
 
 FLOOR = ('student alone', 'teacher, to the tap')
 HEAD = ('step', 'ms', 'times the floor', 'peak MiB', 'times the floor')
@@ -20,6 +33,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--case', nargs='+', choices=[*CASES], default=[*CASES], help='pairs of networks')
     parser.add_argument('--skip', nargs='*', default=[], help='names of steps to leave out, such as "SoKD, unrolled"')
     parser.add_argument('--memory-rounds', type=int, default=3, help='runs of each whose memory is looked at')
+    parser.add_argument(
+        '--profile', type=int, default=0, help='show so many operations that make up what is above the floor'
+    )
     add_sizes(parser)
     add_rounds(parser)
     return parser.parse_args()
@@ -44,6 +60,16 @@ def table(seconds: dict[str, list[float]], held: dict[str, Memory]) -> str:
     return markdown(HEAD, rows)
 
 
+def above_the_floor(steps: dict[str, Variant], name: str, args: argparse.Namespace) -> str:
+    """The operations on which the step ``name`` spends most beyond both parts of the floor, by their own time."""
+    spent = {key: operations(steps[key], args.rounds) for key in (*FLOOR, name)}
+    base = {op: sum(spent[key].get(op, 0.0) for key in FLOOR) for op in spent[name]}
+    total = sum(sum(spent[key].values()) for key in FLOOR)
+    more = sorted(((own - base[op], op) for op, own in spent[name].items()), reverse=True)[: args.profile]
+    rows = [[op, f'{1000 * value:.1f}', f'{100 * value / total:.1f}'] for value, op in more]
+    return markdown([f'{name}: operation', 'ms above the floor', '% of the floor'], rows)
+
+
 def main() -> None:
     args = parse_args()
     figures = {}
@@ -55,6 +81,8 @@ def main() -> None:
         side, batch_size = args.side or case.side, args.batch_size or case.batch_size
         title = f'{name}, {batch_size} pictures of {side} x {side}, width {args.width:g}, {args.amp or "float32"}'
         print(f'\n{title}; {clock_name(args.wall)}\n\n{table(seconds, held)}', flush=True)
+        if args.profile:
+            print(f'\n{above_the_floor(steps, "SoKD, searching", args)}', flush=True)
         kept = {key: own._asdict() for key, own in held.items()}
         figures[name] = dict(title=title, clock=clock_name(args.wall), seconds=seconds, memory=kept)
         del steps  # the next case needs the memory
