@@ -110,18 +110,26 @@ def test_the_loops_make_the_same_masks(module, seed):
     torch.testing.assert_close(ours, parts.areas_in_loops(heat, size * 6, offset, 5), rtol=0, atol=0)
 
 
-def test_scaling(tool, module, monkeypatch):
-    sizes = dict(batch_size=(1, 2), areas=(4, 16), terms=(1, 2))
-    for axis, few in sizes.items():
-        monkeypatch.setitem(module('scaling').SIZES, axis, few)
-    rows, figures = tool('scaling', '--axis', *sizes, *TINY)
-    assert [*figures] == [*sizes]
+def scaled(tool, module, monkeypatch, axis, few):
+    monkeypatch.setitem(module('scaling').SIZES, axis, few)
+    rows, figures = tool('scaling', '--axis', axis, *TINY)
     heads = [row for row in rows if row[-1] == 'exponent']
-    assert len(heads) == 2 * len(sizes)  # seconds and bytes
-    held = figures['areas']['bytes']['floor']
-    assert held['4'] == held['16']  # it has no areas
-    held = figures['batch_size']['bytes']
+    assert len(heads) == 2  # seconds and bytes
+    assert all(min(times) > 0 for own in figures[axis]['seconds'].values() for times in own.values())
+    return figures[axis]['bytes']
+
+
+def test_scaling(tool, module, monkeypatch):
+    held = scaled(tool, module, monkeypatch, 'batch_size', (1, 2))
     assert all(held[name]['1'] < held[name]['2'] for name in held)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('axis', ['areas', 'terms'])
+def test_the_floor_does_not_grow(tool, module, monkeypatch, axis):
+    held = scaled(tool, module, monkeypatch, axis, (1, 4))
+    assert held['floor']['1'] == held['floor']['4']
+    assert held['SoKD, searching']['1'] <= held['SoKD, searching']['4']
 
 
 @pytest.mark.slow
