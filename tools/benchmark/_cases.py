@@ -239,10 +239,19 @@ class Teaching:
         return Variant(getattr(self, name), self.inputs, self.resident)
 
 
+def narrow_plug_ins(model: Any, width: int) -> None:
+    """Give SoKD's adapters and area heads ``width`` channels, in place."""
+    model.areas = dict(model.get('areas') or dict(type='mmsokd.DistinctiveAreaDetector'), feat_channels=width)
+    for term in model.terms.values():
+        term.adapter = dict(term.get('adapter') or dict(type='mmsokd.SoKDAdapter'), feat_channels=width)
+
+
 def build(path: str | Path, args: Any, side: int, batch_size: int, **changes: Any) -> Training:
     """The distiller of a config, ready to train; ``changes`` go into its model's dict."""
     cfg = load(CONFIGS / path, args.width)
     cfg.model.update(changes)
+    if getattr(args, 'sokd_width', None) and cfg.model.type.endswith('SoKDDistiller'):
+        narrow_plug_ins(cfg.model, args.sokd_width)
     torch.manual_seed(0)
     model = build_model('model', cfg.model, cfg.get('data_preprocessor'))
     return Training(model, cfg.optim_wrapper, side, batch_size, args.amp, model.student)

@@ -137,7 +137,7 @@ def table(found: dict[str, dict[float, list[float]]], unit: float, digits: int) 
     for name, own in found.items():
         middles = [Spread.of(own[size]).middle for size in sizes]
         rows.append([name, *(f'{m / unit:.{digits}f}' for m in middles), f'{growth(sizes, middles):.2f}'])
-    return markdown(['', *(f'{size:g}' for size in sizes), 'exponent'], rows)
+    return markdown(['step', *(f'{size:g}' for size in sizes), 'exponent'], rows)
 
 
 def main() -> None:

@@ -36,6 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--profile', type=int, default=0, help='show so many operations that make up what is above the floor'
     )
+    parser.add_argument('--sokd-width', type=int, help="of SoKD's adapters and area heads; the config's by default")
     add_sizes(parser)
     add_rounds(parser)
     return parser.parse_args()
