@@ -50,7 +50,13 @@ class AreaHead(BaseModule):
 
     def forward(self, feat: Tensor) -> AreaMaps:
         """Feature (N, C, H, W) -> maps of the same size."""
-        heat, size, offset = (_predict(branch, feat) for branch in (self.heat, self.size, self.offset))
+        branches = self.heat, self.size, self.offset
+        # One convolution for the three: the feature is read once, and gets one gradient instead of three.
+        first = [branch[0] for branch in branches]
+        weight, bias = (torch.cat([getattr(conv, name) for conv in first]) for name in ('weight', 'bias'))
+        hidden = F.conv2d(feat, weight, bias, padding=1).relu_()
+        parts = hidden.split([conv.out_channels for conv in first], 1)
+        heat, size, offset = (_predict(branch[-1], part) for branch, part in zip(branches, parts, strict=True))
         if self.final_relu:
             heat = heat.relu()
         return AreaMaps(heat.sigmoid(), F.softplus(size), offset)
@@ -64,11 +70,10 @@ def _branch(in_channels: int, feat_channels: int, out_channels: int) -> nn.Seque
     )
 
 
-def _predict(branch: nn.Sequential, feat: Tensor) -> Tensor:
-    """The branch's output; its last conv in fp32 also under autocast: bf16 has so few values that peaks would tie."""
-    hidden = branch[:-1](feat)
-    with torch.autocast(feat.device.type, enabled=False):
-        return branch[-1](hidden.to(branch[-1].weight.dtype)).float()
+def _predict(conv: nn.Conv2d, hidden: Tensor) -> Tensor:
+    """A branch's last conv, in fp32 also under autocast: bf16 has so few values that peaks would tie."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return conv(hidden.to(conv.weight.dtype)).float()
 
 
 def mix(student: AreaMaps, teacher: AreaMaps, source: str) -> AreaMaps:

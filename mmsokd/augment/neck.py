@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from mmengine.model import BaseModule
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mmsokd.augment.control import ControlVariate
@@ -21,7 +22,6 @@ from mmsokd.relax import (
     conditional_bernoulli_scores,
     conditional_categorical_scores,
     relax_gradient,
-    straight_through,
 )
 
 
@@ -142,27 +142,34 @@ class FeatureAugmentationNeck(BaseModule):
         fires = draw.fires.to(feat.device, non_blocking=True)  # (B, 2)
         magnitude = draw.chi['magnitude'][index].clamp(0, 1)  # (B, 2)
         relaxed = self._relaxed(draw, feat.device)
-        straight = torch.zeros_like(magnitude[:, 0])
+        straight = 0.0 * magnitude[:, 0]  # with a graph, whatever fires
         for i in range(2):
+            is_open = draw.fires[:, i] > 0  # on the host: it decides what is computed
+            if relaxed is None and not is_open.any():
+                continue
             before = feat
             after = feat
             for name, rows in _by_op(draw, i, torch.ones(len(draw.choice), dtype=torch.bool)).items():
                 pathwise = self.magnitude_grad == 'pathwise' and self.ops[name].differentiable
                 on_device = rows.to(feat.device, non_blocking=True)
                 levels = magnitude[on_device, i]
-                after = self._run(name, after, levels if pathwise else levels.detach(), rows, draw)
+                # What does not fire shows its value to the gate's gradient alone.
+                with torch.set_grad_enabled(bool(is_open.any())):
+                    after = self._run(name, after, levels if pathwise else levels.detach(), rows, draw)
                 if not pathwise:
                     straight = straight.index_add(0, on_device, fires[on_device, i] * levels)
-            gate = fires[:, i]
-            feat = torch.where(_per_sample(gate, feat) > 0, after, before)
+            if is_open.all():
+                feat = after
+            elif is_open.any():
+                feat = torch.where(_per_sample(fires[:, i], feat) > 0, after, before)
             if relaxed is not None:
                 # Both values are known, so the gate has its gradient also where it is closed.
-                feat = feat + _ghost(relaxed[1][:, i], feat) * (after - before).detach()
+                feat = _Steered.apply(feat, relaxed[1][:, i], after, before)
         # F~ <- stopgrad(F~ - sum b m) + sum b m: the value stays, dF~/dm = b
-        feat = feat + _ghost(straight, feat)
+        feat = _Steered.apply(feat, straight, None, None)
         if relaxed is not None:
             # Sub-policies that were not drawn count as the identity [ours]; all 36 would have to be computed else.
-            feat = feat + _ghost(relaxed[0], feat) * (feat - original).detach()
+            feat = _Steered.apply(feat, relaxed[0], feat, original)
         return feat
 
     def _relaxed(self, draw: Draw, device: torch.device) -> tuple[Tensor, Tensor] | None:
@@ -198,8 +205,11 @@ class FeatureAugmentationNeck(BaseModule):
     @torch.no_grad()
     def norm_ratio(refined: Sequence[Tensor], original: Sequence[Tensor]) -> Tensor:
         """``|F~_t| / |F_t|`` over all levels: L_aug alone would be glad of a blank feature."""
-        r = torch.stack([x.float().square().sum() for x in refined]).sum()
-        return (r / torch.stack([x.float().square().sum() for x in original]).sum().clamp(min=1e-12)).sqrt()
+        ours, theirs = (
+            torch.stack([torch.linalg.vector_norm(x.float()) for x in side]).square().sum()
+            for side in (refined, original)
+        )
+        return (ours / theirs.clamp(min=1e-12)).sqrt()
 
     def search(self, objective: Tensor, draw: Draw) -> None:
         """Take the policy's gradient of ``L_aug`` and keep it, detached, for :meth:`pop_gradient`.
@@ -297,9 +307,28 @@ def _per_sample(value: Tensor, feat: Tensor) -> Tensor:
     return value.to(feat)[:, None, None, None]
 
 
-def _ghost(soft: Tensor, feat: Tensor) -> Tensor:
-    """Zero in value, the gradient of ``soft``: a straight-through estimator's second half."""
-    return _per_sample(straight_through(torch.zeros_like(soft), soft), feat)
+class _Steered(torch.autograd.Function):
+    """A feature as it is, whose gradient also reaches a soft weight: a straight-through estimator's second half.
+
+    With the weight (B,) the feature would go from ``away`` to ``toward``, constants of its shape; without them it would
+    rise by one everywhere. B is 1 or N.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, feat: Tensor, soft: Tensor, toward: Tensor | None, away: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*(x.detach() for x in (toward, away) if x is not None))
+        ctx.rows = len(soft)
+        return feat.view_as(feat)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        share = gradient
+        if ctx.saved_tensors:
+            toward, away = ctx.saved_tensors
+            share = gradient * (toward - away)
+        soft = share.sum().reshape(1) if ctx.rows == 1 else share.sum((1, 2, 3))
+        return gradient, soft, None, None
 
 
 def _join(choice: Tensor, gates: Tensor) -> Tensor:

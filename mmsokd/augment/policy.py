@@ -1,7 +1,7 @@
 """The augmentation policy: what is learned, and how a mini-batch's operations are drawn from it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import torch
@@ -27,6 +27,7 @@ class Draw:
     uniforms: tuple[Tensor, Tensor]  # (B, 36) and (B, 36, 2), behind choice and gates
     seed: int  # of the operations' own randomness, independent of the uniforms
     chi: Mapping[str, Tensor] | None = None
+    _small: dict[tuple, list[Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __str__(self) -> str:
         rows = []
@@ -46,16 +47,21 @@ class Draw:
         Drawn on the host, but for the noise, and sent without waiting.
         """
         n, c = feat.shape[:2]
+        if (n, c, feat.device) not in self._small:
+            self._small[n, c, feat.device] = self._draw_small(n, c, feat.device)
+        normal = None
+        if noise:
+            device_generator = torch.Generator(feat.device).manual_seed(self.seed + 1)
+            normal = torch.randn(feat.shape, generator=device_generator, device=feat.device)
+        return Randomness(*self._small[n, c, feat.device], normal)
+
+    def _draw_small(self, n: int, c: int, device: torch.device) -> list[Tensor]:
+        """All but the noise: the same for every level of a width, so that it is drawn and sent once."""
         generator = torch.Generator().manual_seed(self.seed)
         centre = torch.rand(n, 2, generator=generator)
         order, chosen = torch.rand(c, generator=generator), torch.rand(c, generator=generator)
         keep = torch.rand(n, c, generator=generator)
-        small = (x.to(feat.device, non_blocking=True) for x in (centre, order, chosen, keep))
-        field = None
-        if noise:
-            device_generator = torch.Generator(feat.device).manual_seed(self.seed + 1)
-            field = torch.randn(feat.shape, generator=device_generator, device=feat.device)
-        return Randomness(*small, field)
+        return [x.to(device, non_blocking=True) for x in (centre, order, chosen, keep)]
 
 
 class Seeded(nn.Module):

@@ -47,7 +47,8 @@ class Distiller(Face):
 
     Args:
         student: a model dict, a Config, a local path, ``'scope::path'`` or ``dict(cfg=...)``.
-        teacher: ``dict(cfg=..., checkpoint=...)``, a model dict, or a path. It is frozen, in eval mode whatever
+        teacher: ``dict(cfg=..., checkpoint=...)``, with the keys of :class:`~mmsokd.distillers.teacher.Pace` where it
+            shall be faster, a model dict, or a path. It is frozen, in eval mode whatever
             :meth:`train` says, and in neither the state dict, the optimizer nor an EMA copy.
         teachers: several of them by name, instead of ``teacher``.
         terms: name (containing ``loss``) -> :class:`~mmsokd.distillers.term.Term`'s config.
@@ -142,6 +143,11 @@ class Distiller(Face):
                 is_refined = self._at is not None and name == self.refine.regressor.teacher_name
                 probes[name] = teacher.probe(taps[name], size, self._at if is_refined else None, taps[name])
                 teacher.match_normalization(self.data_preprocessor)
+                if is_refined and teacher.pace.stream:
+                    raise ValueError(
+                        f'{teacher.name}.stream: expected False beside refine.at, which reaches into this teacher, '
+                        'found True'
+                    )
             teacher.match_padding(self.data_preprocessor, size)
         for term in self.terms.values():
             has_areas = self.areas is not None and term.wants_areas
@@ -209,6 +215,7 @@ class Distiller(Face):
         feats = self._teacher_features(inputs, data_samples, needed, replace)
         with self._tap as tapped:
             losses = self.student(inputs, data_samples, mode='loss')
+        self._join(feats)
         # mmpretrain's only loss is called as MMEngine calls the sum in the log, and would stand in its place there.
         losses = {'student.loss' if name == 'loss' else name: value for name, value in losses.items()}
         feats[STUDENT] = self._student_features(tapped)
@@ -263,6 +270,12 @@ class Distiller(Face):
             for name, teacher in self._teachers.items()
             if needed[name]
         }
+
+    @torch.compiler.disable
+    def _join(self, feats: Mapping[str, Levels]) -> None:
+        """Wait, on the device, for the teachers that run on a stream of their own."""
+        for name, levels in feats.items():
+            self._teachers[name].pace.join(level for tap in levels.values() for level in tap)
 
     @torch.compiler.disable
     def _student_features(self, tapped: Features) -> Levels:
@@ -346,8 +359,9 @@ class Distiller(Face):
         with in_eval(self):
             with self._tap as tapped:
                 run_for_taps(self.student, self._student_taps, inputs, data_samples)
-            feats = {STUDENT: {tap: tapped[tap] for tap in self._student_taps}}
-            feats |= self._teacher_features(inputs, data_samples, self._needed(alive), {})
+            theirs = self._teacher_features(inputs, data_samples, self._needed(alive), {})
+            self._join(theirs)
+            feats = {STUDENT: {tap: tapped[tap] for tap in self._student_taps}, **theirs}
             found = {}
             for name, term in alive.items():
                 pair = feats[STUDENT][term.student_tap], feats[term.teacher_name][term.teacher_tap]

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from mmsokd.checkpoint import load_checkpoint
 from mmsokd.checks import check_keys, nearest, telling
 
+TEACHER_KEYS = ('checkpoint', 'trust_checkpoint', 'autocast', 'channels_last', 'compile', 'stream')  # beside cfg
+
 
 def load_config(key: str, source: str) -> Config:
     """The config at ``scope::path`` or at a local path.
@@ -67,7 +69,7 @@ def build_model(key: str, source: Any, data_preprocessor: dict | None = None) ->
     if not isinstance(source, dict | Config):
         raise TypeError(f"{key}: expected a model dict, a Config, a path or 'scope::path', found {source!r}")
     if 'cfg' in source and 'type' not in source:
-        allowed = ['cfg'] if key == 'student' or key.endswith('.cfg') else ['cfg', 'checkpoint', 'trust_checkpoint']
+        allowed = ['cfg'] if key == 'student' or key.endswith('.cfg') else ['cfg', *TEACHER_KEYS]
         check_keys(key, source, allowed)
         return build_model(f'{key}.cfg', source['cfg'], data_preprocessor)
     scope = None

@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -10,9 +11,11 @@ from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
 from torch import Tensor, nn
 
-from mmsokd.checks import check_bool
+from mmsokd.checks import check_bool, check_choice
 from mmsokd.distillers.build import build_model, load_weights
 from mmsokd.taps import FeatureTap, Probe, Tap, probe, run_for_taps
+
+_PACE = ('autocast', 'channels_last', 'compile', 'stream')
 
 
 class Normalization(NamedTuple):
@@ -68,13 +71,75 @@ class Normalization(NamedTuple):
         )
 
 
+class Pace:
+    """How a teacher is run, as its config says: nothing of it is on by default.
+
+    Args:
+        key: the teacher's, for messages.
+        autocast: ``'bfloat16'`` or ``'float16'``, for the teacher alone; its features come back in the batch's dtype.
+            None: as the student.
+        channels_last: its convolutions see maps in that memory format; its features come back in the usual one.
+        compile: True, or the arguments of ``torch.compile``, for the teacher alone.
+        stream: on a GPU, run it on a CUDA stream of its own, beside the student's forward; elsewhere nothing changes.
+
+    Raises:
+        ValueError: a value is none of these.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        autocast: str | None = None,
+        channels_last: bool = False,
+        compile: bool | Mapping = False,
+        stream: bool = False,
+    ) -> None:
+        check_choice(f'{key}.autocast', autocast, [None, 'bfloat16', 'float16'])
+        check_bool(f'{key}.channels_last', channels_last)
+        check_bool(f'{key}.stream', stream)
+        if not isinstance(compile, Mapping):
+            check_bool(f'{key}.compile', compile)
+        self.dtype = getattr(torch, autocast) if autocast else None
+        self.channels_last = channels_last
+        self.stream = stream
+        self.run = run_for_taps
+        if compile is not False:
+            self.run = torch.compile(run_for_taps, **(compile if isinstance(compile, Mapping) else {}))
+        self._side: Any = None
+
+    def autocast(self, device: str) -> AbstractContextManager:
+        """Around the teacher's forward."""
+        return torch.autocast(device, self.dtype) if self.dtype is not None else nullcontext()
+
+    @contextmanager
+    def aside(self, inputs: Tensor) -> Iterator[None]:
+        """Within, kernels go to the stream, behind those that made ``inputs``; :meth:`join` waits for them."""
+        if not (self.stream and inputs.is_cuda):
+            yield
+            return
+        self._side = self._side or torch.cuda.Stream(inputs.device)
+        self._side.wait_stream(torch.cuda.current_stream(inputs.device))
+        with torch.cuda.stream(self._side):
+            yield
+        inputs.record_stream(self._side)
+
+    def join(self, feats: Iterable[Tensor]) -> None:
+        """Let the current stream wait for ``feats``, and their memory live until that is done with it."""
+        if self._side is None:
+            return
+        for feat in feats:
+            current = torch.cuda.current_stream(feat.device)
+            current.wait_stream(self._side)
+            feat.record_stream(current)
+
+
 class Teacher:
     """A frozen model and the taps read from it. Not a module: nothing of it reaches the state dict, the optimizer, or
     (through deepcopy) an EMA copy, which shares it.
 
     Args:
         name: its name in the config, for messages.
-        source: ``dict(cfg=..., checkpoint=..., trust_checkpoint=False)``, or whatever
+        source: ``dict(cfg=..., checkpoint=..., trust_checkpoint=False)`` with :class:`Pace`'s keys, or whatever
             :func:`~mmsokd.distillers.build.build_model` takes. An inline model's own
             ``init_cfg=dict(type='Pretrained', checkpoint=...)`` counts as its checkpoint.
         data_preprocessor: for an inline model that has none of its own.
@@ -106,6 +171,9 @@ class Teacher:
         self.has_weights = checkpoint is not None
         if self.frozen:
             self.module.requires_grad_(False).eval()
+        self.pace = Pace(name, **{key: value for key, value in given.items() if key in _PACE})
+        if self.pace.channels_last:
+            self.module.to(memory_format=torch.channels_last)
         self.taps: list[Tap] = []
         self._ears: dict[tuple[Tap, ...], FeatureTap] = {}
         self._renorm: tuple[Tensor, Tensor] | None = None
@@ -235,15 +303,30 @@ class Teacher:
         """
         taps = tuple(self.taps if taps is None else taps)
         self.make_ready(inputs.device)
+        with self.pace.aside(inputs):
+            return self._run(inputs, data_samples, replace, taps)
+
+    def _run(
+        self,
+        inputs: Tensor,
+        data_samples: list | None,
+        replace: Mapping[str, Callable[[Any], Any]] | None,
+        taps: tuple[Tap, ...],
+    ) -> dict[str, list[Tensor]]:
         parameter = next(self.module.parameters(), None)
         caller = inputs.dtype
         other = parameter is not None and parameter.dtype != caller
         inputs = self.prepare(inputs, data_samples)
         if other:  # a student cast as a whole; the weights stay as they are, since copies share them
             inputs = inputs.to(parameter.dtype)
-        with self._ear(taps).replacing(replace) as feats:
-            run_for_taps(self.module, taps, inputs, data_samples)
-        return {tap: [x.to(caller) if other else x for x in feats[tap]] for tap in taps}
+        if self.pace.channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with self.pace.autocast(inputs.device.type), self._ear(taps).replacing(replace) as feats:
+            self.pace.run(self.module, taps, inputs, data_samples)
+        if self.pace.channels_last:  # what the student's side does with two layouts at once is slow
+            feats = {tap: [x.contiguous() for x in feats[tap]] for tap in taps}
+        cast = other or self.pace.dtype is not None
+        return {tap: [x.to(caller) if cast else x for x in feats[tap]] for tap in taps}
 
 
 def _divisor(preprocessor: nn.Module | None) -> int:

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from mmsokd.checks import check_same_shape
 from mmsokd.losses.base import TermLoss, in_fp32
-from mmsokd.losses.weighting import mean_over_positions
+from mmsokd.losses.weighting import mean_squared_error
 from mmsokd.registry import MODELS
 
 
@@ -27,7 +27,7 @@ def fitnet_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None) 
         ValueError: the shapes differ.
     """
     check_same_shape(student, teacher)
-    return mean_over_positions((student - teacher) ** 2, weight)
+    return mean_squared_error(student, teacher, weight)
 
 
 @MODELS.register_module()

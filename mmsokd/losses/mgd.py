@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mmsokd.checks import check_maps, check_range
 from mmsokd.losses.base import TermLoss, in_fp32
-from mmsokd.losses.weighting import mean_over_positions
+from mmsokd.losses.weighting import mean_squared_error
 from mmsokd.registry import MODELS
 
 
@@ -45,8 +45,7 @@ def mgd_loss(
         ValueError: they are no maps of one shape.
     """
     check_maps(student, teacher)
-    error = (generate(student * mask) - teacher) ** 2
-    return mean_over_positions(error, weight) * teacher.shape[1:].numel()
+    return mean_squared_error(generate(student * mask), teacher, weight) * teacher.shape[1:].numel()
 
 
 @MODELS.register_module()

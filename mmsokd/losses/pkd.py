@@ -5,7 +5,7 @@ from torch import Tensor
 from mmsokd.checks import check_maps
 from mmsokd.losses.base import TermLoss, in_fp32
 from mmsokd.losses.standardize import standardize
-from mmsokd.losses.weighting import mean_over_positions
+from mmsokd.losses.weighting import mean_squared_error
 from mmsokd.registry import MODELS
 
 EPS = 1e-6  # which the published code adds to the standard deviation
@@ -32,7 +32,7 @@ def pkd_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> 
     """
     check_maps(student, teacher)
     s, t = (standardize(x, (0, 2, 3), EPS) for x in (student, teacher))
-    return 0.5 * mean_over_positions((s - t) ** 2, weight)
+    return 0.5 * mean_squared_error(s, t, weight)
 
 
 @MODELS.register_module()

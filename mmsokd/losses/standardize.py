@@ -23,4 +23,5 @@ def standardize(x: Tensor, dim: int | Sequence[int], eps: float) -> Tensor:
     centred = x - mean
     var = centred.square().mean(dim, keepdim=True)
     varies = var > eps**2 + 1e-12 * (var + mean.square())
-    return torch.where(varies, centred * var.where(varies, torch.ones_like(var)).rsqrt(), 0.0)
+    scale = torch.where(varies, var.where(varies, torch.ones_like(var)).rsqrt(), 0.0)  # of the statistics' size
+    return centred * scale

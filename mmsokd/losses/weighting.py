@@ -1,6 +1,7 @@
 """What counts: the positions of a loss, and the predictions of a batch."""
 
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def mean_over_positions(value: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -14,7 +15,19 @@ def mean_over_positions(value: Tensor, weight: Tensor | None = None) -> Tensor:
         return value.mean()
     weight = weight.to(value.dtype)
     total = weight.sum() * value.shape[1]
-    return (value * weight).sum() / (total + (total == 0))
+    # The channels first: what is then weighed is a single map.
+    return (value.sum(1, keepdim=True) * weight).sum() / (total + (total == 0))
+
+
+def mean_squared_error(student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The same of ``(student - teacher)^2``.
+
+    By PyTorch's own function, whose backward is one pass and keeps the two features, which are there anyway, and not
+    their difference.
+    """
+    if weight is None:
+        return F.mse_loss(student, teacher)
+    return mean_over_positions(F.mse_loss(student, teacher, reduction='none'), weight)
 
 
 def effective(weight: Tensor) -> Tensor:

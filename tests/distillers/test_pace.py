@@ -1,0 +1,102 @@
+"""The teacher's ways to be faster: what they change is the time, and rounding at most."""
+
+import copy
+
+import pytest
+import torch
+
+from tests.builders import classifier, distiller, losses_of, make_it_speak, raw_cls_batch, segmentor
+
+TERMS = dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap=['backbone.layer2', 'backbone.layer4']))
+
+
+def built(**pace):
+    """With the same weights whatever the pace."""
+    torch.manual_seed(0)
+    teacher = dict(cfg=classifier(16), **pace)
+    return distiller('Distiller', student=classifier(), teacher=teacher, terms=TERMS, probe_size=64)
+
+
+def features(model):
+    make_it_speak(model.teacher, raw_cls_batch(4))
+    data = model.data_preprocessor(raw_cls_batch(4), True)
+    found = model._teachers['teacher'].features(data['inputs'], data['data_samples'])
+    return next(iter(found.values()))
+
+
+@pytest.mark.parametrize('pace', [dict(stream=True), dict(compile=dict(backend='eager'))])
+def test_nothing_changes(pace):
+    for plain, ours in zip(features(built()), features(built(**pace)), strict=True):
+        assert torch.equal(plain, ours)
+
+
+def test_channels_last_gives_the_usual_layout_back():
+    model = built(channels_last=True)
+    weight = model.teacher.backbone.layer2[0].conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert not weight.is_contiguous()
+    assert model.student.backbone.layer2[0].conv1.weight.is_contiguous()
+    for plain, ours in zip(features(built()), features(model), strict=True):
+        assert ours.is_contiguous()
+        torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-4)
+
+
+def test_autocast_is_the_teachers_alone():
+    model = built(autocast='bfloat16')
+    for plain, ours in zip(features(built()), features(model), strict=True):
+        assert ours.dtype == torch.float32
+        assert not torch.equal(ours, plain)
+        assert (ours - plain).norm() < 0.05 * plain.norm()
+    seen = []
+    model.student.backbone.layer1.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    losses_of(model, raw_cls_batch(4))
+    assert seen == [torch.float32]
+
+
+def test_a_whole_step_at_every_pace_at_once():
+    plain, fast = built(), built(channels_last=True, autocast='bfloat16', stream=True)
+    fast.student.load_state_dict(plain.student.state_dict())
+    fast.terms.load_state_dict(plain.terms.state_dict())
+    ours, theirs = (losses_of(model, raw_cls_batch(4)) for model in (fast, plain))
+    assert ours.keys() == theirs.keys()
+    torch.testing.assert_close(ours['distill.loss_hint'], theirs['distill.loss_hint'], rtol=0.05, atol=0)
+    sum(value for name, value in ours.items() if 'loss' in name).backward()
+    assert all(p.grad is not None for p in fast.student.parameters())
+
+
+def test_a_copy_shares_the_teacher():
+    model = built(stream=True, compile=dict(backend='eager'))
+    assert copy.deepcopy(model).teacher is model.teacher
+
+
+@pytest.mark.parametrize(
+    ('pace', 'message'),
+    [
+        (dict(autocast='bf16'), r"^teacher\.autocast: expected one of .* found 'bf16'; did you mean 'bfloat16'"),
+        (dict(channels_last=1), r'^teacher\.channels_last: expected'),
+        (dict(compile='yes'), r'^teacher\.compile: expected'),
+        (dict(stream='own'), r'^teacher\.stream: expected'),
+        (dict(streams=True), r"^teacher\.streams: expected one of .*nearest: \['stream'\]"),
+    ],
+)
+def test_a_wrong_pace_is_told(pace, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        built(**pace)
+
+
+def test_a_stream_of_its_own_is_refused_beside_refine_at():
+    teacher = dict(cfg=segmentor(16), stream=True)
+    terms = dict(loss_kd=dict(type='mmsokd.KDLoss', tap='decode_head.conv_seg'))
+    refine = dict(type='mmsokd.FeatureAugmentationNeck', at='backbone.layer3')
+    with pytest.raises(ValueError, match=r'^teacher\.stream: expected False beside refine\.at'):
+        distiller('SoKDDistiller', student=segmentor(), teacher=teacher, terms=terms, refine=refine)
+
+
+@pytest.mark.cuda
+def test_a_stream_of_its_own_on_a_gpu():
+    plain, aside = built().cuda(), built(stream=True).cuda()
+    aside.student.load_state_dict(plain.student.state_dict())
+    aside.terms.load_state_dict(plain.terms.state_dict())
+    for seed in range(5):
+        ours, theirs = (losses_of(model, raw_cls_batch(8, seed=seed)) for model in (aside, plain))
+        torch.testing.assert_close(ours['distill.loss_hint'], theirs['distill.loss_hint'])
