@@ -11,7 +11,7 @@ from matplotlib.patheffects import Stroke
 from torch import Tensor
 
 from mmsokd.areas import Detection
-from mmsokd.visualization.canvas import picture_grid, rasterize
+from mmsokd.visualization.canvas import picture_grid, rasterize, show
 
 LEVEL_COLOURS = ('#3ee06a', '#ffd23f', '#ff8c42', '#ff4d5e', '#e05cff')  # from fine to coarse
 
@@ -57,7 +57,7 @@ def areas_figure(
         count = f'{len(boxes)} area{"" if len(boxes) == 1 else "s"}'
         handles.append(Line2D([], [], color=colour, linewidth=3, label=f'stride {stride}: {count}'))
     for axis, heat in zip(axes[0][1:], heats, strict=True):
-        shown = axis.imshow(heat, cmap='inferno', alpha=0.65, vmin=0, vmax=1)
+        shown = show(axis, heat, cmap='inferno', alpha=0.65, vmin=0, vmax=1)
     legend = dict(ncols=min(len(handles), 3), frameon=False, handlelength=1.2, columnspacing=1.2)
     figure.legend(handles=handles, loc='outside lower left', **legend)
     bar = figure.colorbar(shown, ax=axes[0], orientation='horizontal', anchor=(1, 0), shrink=0.4, aspect=40, pad=0.02)

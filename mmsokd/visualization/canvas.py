@@ -1,12 +1,14 @@
 """Drawings of pictures side by side, without a display."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 _PANEL = 2.6  # inches
 
@@ -16,7 +18,7 @@ def picture_grid(
 ) -> tuple[Figure, list[list[Axes]]]:
     """A grid of pictures (h, w, 3) or maps (h, w), each with its title above; small ones are enlarged as they are.
 
-    Returns: the figure and its axes, row by row.
+    Returns: the figure and its axes, row by row; their coordinates are pixels, the first of which spans [0, 1).
     """
     rows, columns = len(pictures), len(pictures[0])
     ratio = pictures[0][0].shape[0] / pictures[0][0].shape[1]
@@ -27,15 +29,21 @@ def picture_grid(
         axes = figure.subplots(rows, columns, squeeze=False).tolist()
         for row in range(rows):
             for axis, picture, text in zip(axes[row], pictures[row], titles[row], strict=True):
-                axis.imshow(picture, interpolation='nearest')
+                show(axis, picture)
                 axis.set_title(text)
                 axis.set_xticks([])
                 axis.set_yticks([])
                 axis.spines[:].set_visible(False)
-        figure.get_layout_engine().set(w_pad=0.04, h_pad=0.05, wspace=0.01)
+        figure.get_layout_engine().set(w_pad=0.04, h_pad=0.08, wspace=0.01)
         if title:
             figure.suptitle(title, fontweight='bold')
     return figure, axes
+
+
+def show(axis: Axes, picture: np.ndarray, **kwargs: Any) -> AxesImage:
+    """A picture, or a map, in pixels' coordinates; the arguments are ``imshow``'s."""
+    height, width = picture.shape[:2]
+    return axis.imshow(picture, extent=(0, width, height, 0), interpolation='nearest', **kwargs)
 
 
 def rasterize(figure: Figure) -> np.ndarray:
