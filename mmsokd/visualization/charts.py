@@ -17,9 +17,38 @@ from matplotlib.ticker import MaxNLocator
 COLOURS = (
     '#4269d0', '#e8a317', '#ff725c', '#3ca951', '#a463f2', '#38b2ac', '#ff6fae', '#9c6b4e', '#7a9bf0', '#8a8f98',
 )  # fmt: skip
-_INK = dict(light=('#30343b', '#8b93a1', '#e3e6eb'), dark=('#dfe3ea', '#8b93a1', '#343a45'))  # text, axes, grid
+_TEXT, _AXES, _GRID = '#30343b', '#8b93a1', '#e3e6eb'
+_DARK = {_TEXT: '#dfe3ea', _GRID: '#343a45'}  # what a dark ground has in their place
 _SIZE = (4.8, 3.0)  # inches; a phone shows one as it is
 _MOST = 600  # points a line: more are not seen
+
+
+_STYLE = {
+    'svg.fonttype': 'none',
+    'svg.hashsalt': 'mmsokd',
+    'font.size': 9,
+    'axes.titlesize': 10,
+    'axes.titleweight': 'bold',
+    'axes.titlelocation': 'left',
+    'axes.labelcolor': _AXES,
+    'axes.edgecolor': _AXES,
+    'axes.facecolor': 'none',
+    'axes.grid': True,
+    'axes.axisbelow': True,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.prop_cycle': matplotlib.cycler(color=COLOURS),
+    'figure.facecolor': 'none',
+    'savefig.facecolor': 'none',
+    'grid.color': _GRID,
+    'grid.linewidth': 0.8,
+    'xtick.color': _AXES,
+    'ytick.color': _AXES,
+    'text.color': _TEXT,
+    'legend.frameon': False,
+    'legend.fontsize': 8,
+    'lines.linewidth': 1.6,
+}
 
 
 @dataclass(frozen=True)
@@ -54,17 +83,18 @@ class Matrix:
     unit: str
 
 
-def draw(charts: Sequence[Chart | Matrix], theme: str = 'light', columns: int = 1) -> Figure:
+def draw(charts: Sequence[Chart | Matrix], columns: int = 1) -> Figure:
     """The charts in a grid of so many columns.
 
     Args:
         charts: at least one.
-        theme: ``'light'`` or ``'dark'``: ink for that ground; the ground itself is left clear.
         columns: of the grid.
+
+    Returns: the figure, on a clear ground.
     """
     columns = min(columns, len(charts))
     rows = math.ceil(len(charts) / columns)
-    with matplotlib.rc_context(_style(theme)):
+    with matplotlib.rc_context(_STYLE):
         figure = Figure((columns * _SIZE[0], rows * _SIZE[1]), dpi=120, layout='constrained')
         FigureCanvasAgg(figure)
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -75,36 +105,6 @@ def draw(charts: Sequence[Chart | Matrix], theme: str = 'light', columns: int = 
     return figure
 
 
-def _style(theme: str) -> dict:
-    ink, dim, grid = _INK[theme]
-    return {
-        'svg.fonttype': 'none',
-        'svg.hashsalt': 'mmsokd',
-        'font.size': 9,
-        'axes.titlesize': 10,
-        'axes.titleweight': 'bold',
-        'axes.titlelocation': 'left',
-        'axes.labelcolor': dim,
-        'axes.edgecolor': dim,
-        'axes.facecolor': 'none',
-        'axes.grid': True,
-        'axes.axisbelow': True,
-        'axes.spines.top': False,
-        'axes.spines.right': False,
-        'axes.prop_cycle': matplotlib.cycler(color=COLOURS),
-        'figure.facecolor': 'none',
-        'savefig.facecolor': 'none',
-        'grid.color': grid,
-        'grid.linewidth': 0.8,
-        'xtick.color': dim,
-        'ytick.color': dim,
-        'text.color': ink,
-        'legend.frameon': False,
-        'legend.fontsize': 8,
-        'lines.linewidth': 1.6,
-    }
-
-
 def _draw_lines(axis, chart: Chart) -> None:
     named = [line for line in chart.lines if not line.faint]
     for line in chart.lines:
@@ -113,12 +113,12 @@ def _draw_lines(axis, chart: Chart) -> None:
         chosen = np.unique(np.r_[np.arange(0, len(x), step), len(x) - 1]) if len(x) else []
         few = len(x) <= 12
         if line.faint:
-            axis.plot(x[chosen], y[chosen], color=_INK['light'][1], linewidth=0.7, alpha=0.4)
+            axis.plot(x[chosen], y[chosen], color=_AXES, linewidth=0.7, alpha=0.4)
         else:
             axis.plot(x[chosen], y[chosen], label=line.label, marker='o' if few else None, markersize=3.5)
     if chart.level is not None:
         name, value = chart.level
-        axis.axhline(value, color=_INK['light'][1], linewidth=1, linestyle='--', label=name)
+        axis.axhline(value, color=_AXES, linewidth=1, linestyle='--', label=name)
     values = [v for line in chart.lines for v in line.y if math.isfinite(v)]
     if chart.log and values and min(values) > 0 and max(values) > 10 * min(values):
         axis.set_yscale('log')
@@ -158,12 +158,15 @@ def save(figure: Figure, path: str | Path) -> None:
     figure.savefig(path, facecolor='white')
 
 
-def svg_uri(chart: Chart | Matrix, theme: str) -> str:
-    """A chart as a ``data:`` URI."""
+def svg_uris(chart: Chart | Matrix) -> tuple[str, str]:
+    """A chart as ``data:`` URIs, for a light ground and for a dark one."""
     file = io.BytesIO()
-    with matplotlib.rc_context(_style(theme)):
-        draw([chart], theme).savefig(file, format='svg', metadata=dict(Date=None, Creator=None))
-    return data_uri(file.getvalue(), 'image/svg+xml')
+    with matplotlib.rc_context(_STYLE):
+        draw([chart]).savefig(file, format='svg', metadata=dict(Date=None, Creator=None))
+    light = dark = file.getvalue()
+    for ink, other in _DARK.items():
+        dark = dark.replace(ink.encode(), other.encode())
+    return data_uri(light, 'image/svg+xml'), data_uri(dark, 'image/svg+xml')
 
 
 def data_uri(data: bytes, kind: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mmsokd.visualization.charts import Chart, Matrix, data_uri, svg_uri
+from mmsokd.visualization.charts import Chart, Matrix, data_uri, svg_uris
 
 _CSS = """
 :root { color-scheme: light dark; --ground: #f6f7f9; --card: #fff; --ink: #1f2430; --dim: #667085; --line: #e3e6eb;
@@ -117,10 +117,10 @@ def charts(found: Iterable[Chart | Matrix]) -> Html:
     """Charts side by side, as wide as there is room; for a light ground and for a dark one."""
     figures = []
     for chart in found:
-        title = escape(chart.title, quote=True)
+        title, (light, dark) = escape(chart.title, quote=True), svg_uris(chart)
         figures.append(
             f'<figure class="chart"><picture><source media="(prefers-color-scheme: dark)" '
-            f'srcset="{svg_uri(chart, "dark")}"><img alt="{title}" src="{svg_uri(chart, "light")}"></picture></figure>'
+            f'srcset="{dark}"><img alt="{title}" src="{light}"></picture></figure>'
         )
     return Html(f'<div class="charts">{"".join(figures)}</div>')
 

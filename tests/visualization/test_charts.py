@@ -11,7 +11,7 @@ import torch
 
 from mmsokd.augment.policy import SUB_POLICIES, Policy
 from mmsokd.hooks.common import ops_state
-from mmsokd.visualization.charts import Chart, Line, Matrix, draw, save, svg_uri
+from mmsokd.visualization.charts import Chart, Line, Matrix, draw, save, svg_uris
 from mmsokd.visualization.policy import policies_of, policy_charts
 from mmsokd.visualization.runs import read_run
 from tests.builders_runs import config, train_row, write_run
@@ -47,14 +47,17 @@ def test_of_many_points_the_last_one_is_shown():
     assert (x[0], x[-1]) == (0, 10_000)
 
 
-@pytest.mark.parametrize('theme', ['light', 'dark'])
-def test_an_svg_needs_nothing_beside_itself(theme):
+@pytest.mark.parametrize('ground', ['light', 'dark'])
+def test_an_svg_needs_nothing_beside_itself(ground):
     chart = Chart('<b> & "c"', [Line('a & b', [1, 2], [1, 2]), Line('<c>', [1, 2], [2, 1])], 'x')
-    kind, _, data = svg_uri(chart, theme).partition(',')
+    kind, _, data = svg_uris(chart)[ground == 'dark'].partition(',')
     assert kind == 'data:image/svg+xml;base64'
     tree = ElementTree.fromstring(base64.b64decode(data))
     texts = [''.join(node.itertext()) for node in tree.iter('{http://www.w3.org/2000/svg}text')]
     assert {'<b> & "c"', 'a & b', '<c>'} <= set(texts)
+    inks = {node.get('style', '') for node in tree.iter('{http://www.w3.org/2000/svg}text')}
+    assert any('#dfe3ea' in ink for ink in inks) == (ground == 'dark')
+    assert any('#30343b' in ink for ink in inks) == (ground == 'light')
     links = [v for node in tree.iter() for k, v in node.attrib.items() if k.endswith('href')]
     assert all(link.startswith('#') for link in links)
 
