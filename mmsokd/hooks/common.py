@@ -87,8 +87,8 @@ def record_policy(runner: Runner, iteration: int, states: Mapping[str, Mapping])
 def ops_state(ops: Mapping[str, tuple[float, float | None]]) -> dict[str, dict[str, float]]:
     """A table of operation -> (how often it fires, its magnitude or None) for :func:`record_policy`."""
     return dict(
-        fires={op: round(rate, 5) for op, (rate, _) in ops.items()},
-        magnitude={op: round(level, 5) for op, (_, level) in ops.items() if level is not None},
+        fires={op: round(rate, 7) for op, (rate, _) in ops.items()},
+        magnitude={op: round(level, 7) for op, (_, level) in ops.items() if level is not None},
     )
 
 

@@ -271,7 +271,7 @@ class PolicySearchHook(Hook):
         states = {}
         for name, neck in self._necks.items():
             policy = neck.policy
-            chances = [round(p, 5) for p in policy.alpha.softmax(0).tolist()]
+            chances = [round(p, 7) for p in policy.alpha.softmax(0).tolist()]
             ops = ops_state(policy.expected_ops())
             states[name] = dict(entropy=round(policy.entropy(), 5), sub_policies=chances, **ops)
         record_policy(runner, iteration, states)

@@ -36,7 +36,7 @@ def picture_grid(
                 axis.spines[:].set_visible(False)
         figure.get_layout_engine().set(w_pad=0.04, h_pad=0.08, wspace=0.01)
         if title:
-            figure.suptitle(title, fontweight='bold')
+            figure.suptitle(title + '\n', fontweight='bold')  # a line between it and the titles below
     return figure, axes
 
 

@@ -71,6 +71,7 @@ class Chart:
     y: str = ''
     log: bool = False  # where all values are positive
     level: tuple[str, float] | None = None  # a dashed line to compare with, and its name
+    span: float = 0.0  # what the axis spans at least: less is no change that matters
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,9 @@ def _draw_lines(axis, chart: Chart) -> None:
     values = [v for line in chart.lines for v in line.y if math.isfinite(v)]
     if chart.log and values and min(values) > 0 and max(values) > 10 * min(values):
         axis.set_yscale('log')
+    low, high = axis.get_ylim()
+    if high - low < chart.span:
+        axis.set_ylim((low + high - chart.span) / 2, (low + high + chart.span) / 2)
     axis.set_title(chart.title)
     axis.set_xlabel(chart.x)
     axis.set_ylabel(chart.y)

@@ -104,7 +104,7 @@ def _plain(key: str, source: Any) -> Mapping:
         return _plain(key, source['cfg'])
     if isinstance(source, str):
         try:
-            source = load_config(key, source)
+            return load_config(key, source).get('model') or {}
         except (ValueError, OSError):
             return {_NO_TYPE: source}  # it may have been moved since
     if isinstance(source, Mapping) and 'model' in source and 'type' not in source:

@@ -33,7 +33,7 @@ p { margin: 6px 0 12px; max-width: 78ch; overflow-wrap: anywhere; }
 .note, figcaption, footer { color: var(--dim); }
 .missing { padding: 10px 14px; border-left: 3px solid var(--dim); background: var(--ground); border-radius: 0 8px 8px 0;
   color: var(--dim); }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 12px; margin: 0 0 20px; }
+.cards { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 12px; margin: 0 0 20px; }
 .card { padding: 14px 16px; background: var(--card); border: 1px solid var(--line); border-radius: 12px; min-width: 0; }
 .card b { display: block; font-size: 19px; line-height: 1.3; font-weight: 650; overflow-wrap: anywhere; }
 .card span { color: var(--dim); font-size: 13px; }
@@ -43,8 +43,11 @@ th, td { padding: 7px 14px 7px 0; text-align: left; border-bottom: 1px solid var
 th { color: var(--dim); font-weight: 600; font-size: 13px; white-space: nowrap; }
 tr:last-child td { border-bottom: 0; }
 td.number, th.number { text-align: right; white-space: nowrap; }
-td { overflow-wrap: anywhere; }
+td { white-space: nowrap; }
+td.text { white-space: normal; min-width: 9em; }
+.pairs td { white-space: normal; overflow-wrap: anywhere; }
 tr.main td { font-weight: 650; }
+.pairs { width: 100%; }
 .pairs td:first-child { width: 34%; color: var(--dim); }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: 18px 22px; }
 figure { margin: 0; min-width: 0; }
@@ -57,9 +60,13 @@ summary { cursor: pointer; color: var(--accent); }
 .up { color: var(--better); } .down { color: var(--worse); }
 footer { padding-bottom: 36px; font-size: 13px; }
 @media (max-width: 600px) { main, header, footer { padding-left: 12px; padding-right: 12px; } section { padding: 16px; }
-  h1 { font-size: 23px; } .charts { grid-template-columns: 1fr; } }
+  h1 { font-size: 23px; } .cards { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  .charts { grid-template-columns: 1fr; } }
 @media print { section { break-inside: avoid; } nav { display: none; } }
 """
+
+
+_LONG = 32  # letters, from which on a cell of a table has several lines
 
 
 class Html(str):
@@ -98,7 +105,8 @@ def table(head: Sequence[object], rows: Sequence[Sequence[object]], main: int | 
     top = ''.join(f'<th{k}>{safe(cell)}</th>' for k, cell in zip(kind, head, strict=True))
     body = []
     for i, row in enumerate(rows):
-        cells = ''.join(f'<td{k}>{safe(cell)}</td>' for k, cell in zip(kind, row, strict=True))
+        long = [k or (' class="text"' if len(str(cell)) > _LONG else '') for k, cell in zip(kind, row, strict=True)]
+        cells = ''.join(f'<td{k}>{safe(cell)}</td>' for k, cell in zip(long, row, strict=True))
         body.append(f'<tr class="main">{cells}</tr>' if i == main else f'<tr>{cells}</tr>')
     return Html(f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{"".join(body)}</tbody></table></div>')
 

@@ -10,6 +10,7 @@ from mmsokd.visualization.charts import Chart, Line, Matrix
 from mmsokd.visualization.runs import Run
 
 _TOP = 6  # sub-policies that get a colour and a name
+_SPAN = 0.04  # of an axis of probabilities or levels, at least
 
 
 def policies_of(run: Run) -> list[str]:
@@ -29,7 +30,13 @@ def policy_charts(run: Run, name: str) -> list[Chart | Matrix]:
     states = [state for _, state in lines]
     titles = dict(fires='firing rate', magnitude='magnitude')
     charts: list[Chart | Matrix] = [
-        Chart(f'{titles[what]} of each operation', _by_op(x, states, what), 'iteration', f'{titles[what]} (0 to 1)')
+        Chart(
+            f'{titles[what]} of each operation',
+            _by_op(x, states, what),
+            'iteration',
+            f'{titles[what]} (0 to 1)',
+            span=_SPAN,
+        )
         for what in ('fires', 'magnitude')
     ]
     if 'sub_policies' not in states[-1]:
@@ -48,6 +55,7 @@ def policy_charts(run: Run, name: str) -> list[Chart | Matrix]:
             'iteration',
             'probability',
             level=('all alike', 1 / len(SUB_POLICIES)),
+            span=_SPAN,
         ),
         *charts,
         Chart('entropy', [entropy], 'iteration', 'nats', level=('all alike', math.log(len(SUB_POLICIES)))),

@@ -104,10 +104,10 @@ def _validated(run: Run, others: Sequence[Run]) -> list[Html]:
         best = number(best_of(shown[0], values)) if values else '-'
         cells = [_last(other, key) for key in shown]
         step = other.val[-1]['step'] if other.val else '-'
-        rows.append([role_of(other, run), other.name, step, *cells, best])
-    head = ['role', 'run', f'last {run.val_unit}', *shown, f'best {shown[0]}']
+        rows.append([role_of(other, run), other.name, step, cells[0], best, *cells[1:]])
+    head = ['role', 'run', f'last {run.val_unit}', shown[0], 'best of it', *shown[1:]]
     parts = [
-        page.text('The last validation as MMEngine logged it; the last column is the best of all validations.'),
+        page.text('The last validation as MMEngine logged it, and the best of all validations.'),
         page.table(head, rows, main=len(rows) - 1),
         *_gains(run, others, shown[0]),
     ]
@@ -139,13 +139,16 @@ def _curves(run: Run, others: Sequence[Run]) -> Html:
     names = dict(loss='loss, all terms', lr='learning rate', grad_norm='norm of the gradient')
     found = [_column(run, key, title, log=key != 'lr') for key, title in names.items() if run.values(key)[0]]
     if run.metrics:
-        found.append(metric_chart(ordered([run, *others], run), run.metrics[0], run))
-        found += [metric_chart([run], key, run) for key in run.metrics[1:4]]
+        measured = [metric_chart(ordered([run, *others], run), run.metrics[0], run)]
+        measured += [metric_chart([run], key, run) for key in run.metrics[1:4]]
+        found += [chart for chart in measured if any(len(line.x) > 1 for line in chart.lines)]
     parts = [page.charts(found)]
     if not run.train:
         parts.append(page.missing('The log has no row of the training.'))
     if not run.metrics:
         parts.append(page.missing('No validation, so no curve of a metric.'))
+    elif len(run.val) == 1:
+        parts.append(page.missing('One validation makes no curve; its metrics are in the table above.'))
     return page.join(parts)
 
 

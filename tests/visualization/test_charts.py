@@ -39,6 +39,13 @@ def test_a_log_scale_where_it_can_be(y, scale):
     assert axis.get_yscale() == scale
 
 
+def test_what_hardly_changes_looks_so():
+    (axis,) = draw([Chart('', [Line('a', [1, 2], [0.5, 0.5001])], 'x', span=0.04)]).axes
+    low, high = axis.get_ylim()
+    assert high - low == pytest.approx(0.04)
+    assert low < 0.5 < high
+
+
 def test_of_many_points_the_last_one_is_shown():
     (axis,) = draw([Chart('', [Line('a', range(10_001), range(10_001))], 'x')]).axes
     x, y = lines_of(axis)['a']

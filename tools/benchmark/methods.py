@@ -21,6 +21,8 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
+from rich.console import Console
+from rich.progress import track
 
 from mmsokd.distillers.build import build_model
 from mmsokd.distillers.rehearsal import blank_samples
@@ -104,7 +106,9 @@ def main() -> None:
             raise SystemExit(f'{path}: expected another file name than that of a config before it, found {twice}')
         steps.update(new)
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(args.warm_up + args.rounds):
+    console = Console(stderr=True)
+    turns = range(args.warm_up + args.rounds)
+    for turn in track(turns, 'rounds', console=console, disable=not console.is_terminal):
         for name, step in steps.items():
             took = seconds(step)
             if turn >= args.warm_up:
