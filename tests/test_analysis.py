@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 import pytest
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, init_default_scope
 from torch import nn
 
 from mmsokd.visualization.complexity import cost_of, costs_of, picture_size
@@ -26,6 +27,15 @@ from tests.visualization.test_report import SECTIONS, Page
 
 ROOT = Path(__file__).resolve().parents[1]
 ANALYSIS = ROOT / 'tools' / 'analysis'
+
+
+@HOOKS.register_module(force=True)
+class KillAfterAnEpoch(Hook):
+    """A run that ends in its second epoch."""
+
+    def before_train_epoch(self, runner):
+        if runner.epoch == 1:
+            raise KeyboardInterrupt
 
 
 @pytest.fixture(scope='module')
@@ -44,7 +54,8 @@ def folder(tmp_path_factory):
         train(config(data, folder / name, **names, **kwargs))
 
     run('student', model=retinanet(16), epochs=1)
-    run('sokd', hooks=hooks, epochs=1)
+    with pytest.raises(KeyboardInterrupt):
+        run('sokd', hooks=[*hooks, dict(type='KillAfterAnEpoch')], epochs=2)
     run('sokd', hooks=hooks, epochs=2, resume=True)
     return folder
 
@@ -118,7 +129,7 @@ def test_features(folder, monkeypatch, capsys):
     assert '2 figures of 2 pictures' in capsys.readouterr().out
     for i in (0, 1):
         assert cv2.imread(str(folder / 'sokd' / 'features' / f'loss_hint_{i}.png')).std() > 20
-    with pytest.raises(SystemExit, match='expected a distiller, which compares features, found RetinaNet'):
+    with pytest.raises(SystemExit, match='expected a distiller, whose features can be compared, found RetinaNet'):
         use('features', monkeypatch, folder / 'student')
     with pytest.raises(SystemExit, match='--pictures: expected at least 1, found 0'):
         use('features', monkeypatch, folder / 'sokd', '--pictures', 0)
@@ -130,6 +141,7 @@ def test_no_work_dir_is_one_message(tool, tmp_path, monkeypatch):
         use(tool, monkeypatch, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_demo_ends_with_its_page(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / 'tools'))
     import demo
@@ -214,7 +226,7 @@ def in_a_terminal(command):
             break
         out += part
     os.close(main)
-    assert process.wait(60) == 0
+    assert process.wait(300) == 0
     return out.decode()
 
 
@@ -238,13 +250,12 @@ def test_a_bar_in_a_terminal_and_none_in_a_pipe(tmp_path):
     assert done.stdout.splitlines() == [f'3 + 2 pictures of 32 x 32 in {tmp_path / "b"}']
 
 
+@pytest.mark.slow
 def test_the_bar_of_fitting_priors(tmp_path):
     for i in range(4):
         cv2.imwrite(str(tmp_path / f'{i}.png'), np.random.default_rng(i).integers(0, 255, (8, 8, 3), np.uint8))
     command = [sys.executable, str(ROOT / 'tools/fit_tst_priors.py'), str(tmp_path), str(tmp_path / 'priors.pth')]
     command += ['--size', '8', '--warp-epochs', '1', '--color-epochs', '1']
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stderr == ''
     shown = in_a_terminal(command)
     assert '100%' in shown
     assert 'epoch 1 of 1' in shown

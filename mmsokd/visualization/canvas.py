@@ -24,7 +24,7 @@ def picture_grid(
     ratio = pictures[0][0].shape[0] / pictures[0][0].shape[1]
     height = min(max(_PANEL * ratio, 0.8), 3 * _PANEL)
     with matplotlib.rc_context({'font.size': 9, 'axes.titlesize': 10, 'figure.titlesize': 11}):
-        figure = Figure((columns * _PANEL, rows * (height + 0.3) + 0.7), dpi=120, layout='constrained')
+        figure = Figure((columns * _PANEL, rows * (height + 0.35) + 0.75), dpi=120, layout='constrained')
         FigureCanvasAgg(figure)
         axes = figure.subplots(rows, columns, squeeze=False).tolist()
         for row in range(rows):
@@ -34,9 +34,9 @@ def picture_grid(
                 axis.set_xticks([])
                 axis.set_yticks([])
                 axis.spines[:].set_visible(False)
-        figure.get_layout_engine().set(w_pad=0.04, h_pad=0.08, wspace=0.01)
+        figure.get_layout_engine().set(w_pad=0.04, h_pad=0.1, wspace=0.01)
         if title:
-            figure.suptitle(title + '\n', fontweight='bold')  # a line between it and the titles below
+            figure.suptitle(title, fontweight='bold')
     return figure, axes
 
 

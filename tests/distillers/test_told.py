@@ -1,6 +1,5 @@
 """Losses that take a whole pyramid, and losses that tell of themselves: SKD and MTKD-SSR in a distiller."""
 
-
 import pytest
 import torch
 from mmengine.logging import MessageHub
