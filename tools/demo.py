@@ -2,7 +2,7 @@
 
     python tools/demo.py [--work-dir work_dirs/demo] [--epochs N] [--seed 0]
 
-Ends with a table of what was measured, whoever wins, a report (``report.md``) and pictures of the detected areas.
+Ends with a table of what was measured, whoever wins, and a page, ``report.html``, with curves, policy and areas.
 """
 
 import argparse
@@ -128,22 +128,23 @@ def main() -> None:
     rows = [teacher, student, {**sokd, 'run': 'student + SoKD'}]
     for row, config in zip(rows, (TEACHER, STUDENT, STUDENT), strict=True):
         row['params'] = count_parameters(config)
-    pictures = sorted((args.work_dir / 'student+SoKD').glob('*/vis_data/areas/*.png'))[-4:]
-    text = report(rows, pictures, args, time.time() - begin)
-    (args.work_dir / 'report.md').write_text(text)
-    say('\n' + text + f'\nreport: {args.work_dir}/report.md')
-
-
-def report(rows: list[dict[str, Any]], pictures: list[Path], args: argparse.Namespace, seconds: float) -> str:
+    page = write_report(args.work_dir)
     gain = rows[2]['AP'] - rows[1]['AP']
-    areas = '\n'.join(f'![areas]({path.relative_to(args.work_dir)})' for path in pictures)
-    return (
-        f'# mmsokd demo\n\n{table(rows)}\n\n'
-        f'SoKD against the student alone: {gain:+.1f} AP, one seed ({args.seed}), in {seconds / 60:.1f} minutes. A '
-        'teacher and pictures of this size show that the parts work; they do not measure the method.\n\n'
-        'Detected areas, left the boxes (a colour a pyramid level), right the heatmap:\n\n'
-        f'{areas}\n'
+    say(
+        f'\n{table(rows)}\n\n'
+        f'SoKD against the student alone: {gain:+.1f} AP, one seed ({args.seed}), in {(time.time() - begin) / 60:.1f} '
+        'minutes. A\nteacher and pictures of this size show that the parts work; they do not measure the method.\n\n'
+        f'report, for a browser: {page}'
     )
+
+
+def write_report(folder: Path) -> Path:
+    """The page of the run with SoKD, beside the other two."""
+    page = folder / 'report.html'
+    tool = ROOT / 'tools' / 'analysis' / 'report.py'
+    command = [sys.executable, '-W', 'ignore', str(tool), str(folder / 'student+SoKD'), '--out', str(page)]
+    subprocess.run([*command, '--compare', str(folder / 'student'), str(folder / 'teacher')], check=True)
+    return page
 
 
 if __name__ == '__main__':

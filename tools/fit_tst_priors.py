@@ -8,12 +8,16 @@ uniformly, both signs, and the networks themselves (mmsokd/augment/image_priors.
 """
 
 import argparse
+import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import functional as TF
@@ -69,8 +73,16 @@ def imitate(name: str, prior: nn.Module, x: Tensor, v: Tensor | None) -> Tensor:
     return IMAGE_OPS[name]._replace(function=prior).apply(x, v, canvas)
 
 
-def fit(name: str, pictures: Tensor, epochs: int, batch: int = 64, lr: float = 1e-3, decay: float = 0.999) -> nn.Module:
-    """The network that imitates the operator ``name`` on ``pictures`` (n, 3, H, W)."""
+def fit(
+    name: str,
+    pictures: Tensor,
+    epochs: int,
+    batch: int = 64,
+    lr: float = 1e-3,
+    decay: float = 0.999,
+    advance: Callable[[int], None] = lambda done: None,
+) -> nn.Module:
+    """The network that imitates the operator ``name`` on ``pictures`` (n, 3, H, W); ``advance`` hears of batches."""
     generator = torch.Generator().manual_seed(0)
     prior = build_prior(name)
     optimizer = torch.optim.AdamW(prior.parameters(), lr=lr)
@@ -87,6 +99,7 @@ def fit(name: str, pictures: Tensor, epochs: int, batch: int = 64, lr: float = 1
             optimizer.step()
             scheduler.step()
             losses.append(loss.item())
+            advance(len(x))
         print(f'{name}: epoch {epoch + 1} of {epochs}, mean squared error {sum(losses) / len(losses):.5f}')
     return prior
 
@@ -120,7 +133,11 @@ def main() -> None:
     torch.manual_seed(0)
     pictures = read_pictures(args.images, args.size, args.limit)
     epochs = {name: args.warp_epochs if IMAGE_OPS[name].warps else args.color_epochs for name in IMITATED}
-    priors = {name: fit(name, pictures, epochs[name], args.batch) for name in IMITATED}
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as progress:  # what is printed goes above the bar
+        task = progress.add_task('pictures seen', total=sum(epochs.values()) * len(pictures))
+        advance = functools.partial(progress.advance, task)
+        priors = {name: fit(name, pictures, epochs[name], args.batch, advance=advance) for name in IMITATED}
     save_atomically({name: prior.state_dict() for name, prior in priors.items()}, args.out)
     print(f'{args.out}: priors of {len(priors)} operators, fitted on {len(pictures)} pictures')
 

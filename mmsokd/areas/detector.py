@@ -27,9 +27,11 @@ class AreaResult(NamedTuple):
 class Detection(NamedTuple):
     """One level's areas, for looking at."""
 
-    heat: Tensor  # (N, K, H, W)
+    heat: Tensor  # (N, K, H, W), what the boxes come from
     boxes: Tensor  # (N, k, 4), in cells
     scores: Tensor  # (N, k)
+    student: Tensor  # (N, K, H, W), its own heatmap
+    teacher: Tensor
 
 
 @MODELS.register_module()
@@ -162,8 +164,10 @@ class DistinctiveAreaDetector(BaseModule):
         """The areas alone, level by level."""
         found = []
         for level, (s, t) in enumerate(zip(student, teacher, strict=True)):
-            maps = mix(self._head(level)(s), self._head(level)(t), self.source)
-            found.append(Detection(maps.heat, *decode(*maps, self._clamp(level, maps.heat))))
+            ours, theirs = self._head(level)(s), self._head(level)(t)
+            maps = mix(ours, theirs, self.source)
+            boxes, scores = decode(*maps, self._clamp(level, maps.heat))
+            found.append(Detection(maps.heat, boxes, scores, ours.heat, theirs.heat))
         return found
 
     def _agreement(self, ours: AreaMaps, theirs: AreaMaps) -> Tensor:

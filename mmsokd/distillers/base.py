@@ -2,8 +2,8 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from mmengine.logging import print_log
@@ -36,6 +36,15 @@ _AREA_KEYS = (
     'sokd.heat_std',
     'sokd.area_mean',
 )
+
+
+class Compared(NamedTuple):
+    """What one term compares, level by level (N, C, H, W), for looking at."""
+
+    student: list[Tensor]  # as tapped
+    adapted: list[Tensor]  # Phi_s(F_s)
+    teacher: list[Tensor]
+    refined: list[Tensor]  # the teacher's feature as a draw of the policy leaves it
 
 
 @MODELS.register_module()
@@ -232,10 +241,13 @@ class Distiller(Face):
         weights = self._weights()
         step = self.refine.begin(inputs) if self.refine is not None else None
         alive = {name: term for name, term in self.terms.items() if weights[name] > 0}
-        replace: Replace = {}
-        if self._at is not None and not self.refine.followers.isdisjoint(alive):
-            replace[self.refine.regressor.teacher_name] = {self._at: step.replace}
-        return weights, self._needed(alive), replace, step
+        return weights, self._needed(alive), self._replacing(alive, step), step
+
+    def _replacing(self, terms: Mapping[str, Term], step: RefineStep | None) -> Replace:
+        """What of the teachers' layers is replaced, where one of ``terms`` follows it."""
+        if step is None or self._at is None or self.refine.followers.isdisjoint(terms):
+            return {}
+        return {self.refine.regressor.teacher_name: {self._at: step.replace}}
 
     def _needed(self, terms: Mapping[str, Term]) -> Needed:
         """What ``terms`` read of each teacher."""
@@ -272,10 +284,11 @@ class Distiller(Face):
         }
 
     @torch.compiler.disable
-    def _join(self, feats: Mapping[str, Levels]) -> None:
-        """Wait, on the device, for the teachers that run on a stream of their own."""
+    def _join(self, feats: dict[str, Levels]) -> dict[str, Levels]:
+        """``feats``, once the device has waited for the teachers that run on a stream of their own."""
         for name, levels in feats.items():
             self._teachers[name].pace.join(level for tap in levels.values() for level in tap)
+        return feats
 
     @torch.compiler.disable
     def _student_features(self, tapped: Features) -> Levels:
@@ -340,7 +353,6 @@ class Distiller(Face):
 
     # ---- looking at it --------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def detect_areas(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, list]:
         """The areas each feature term would be compared in, for drawing; the teacher's feature is taken unrefined.
 
@@ -354,20 +366,56 @@ class Distiller(Face):
         """
         if self.areas is None:
             return {}
+        compared = self.compared_features(inputs, data_samples, names=self.areas.detectors)
+        with in_eval(self.areas):
+            return {name: self.areas.detectors[name].detect(x.adapted, x.teacher) for name, x in compared.items()}
+
+    @torch.no_grad()
+    def compared_features(
+        self,
+        inputs: Tensor,
+        data_samples: list | None = None,
+        names: Container[str] | None = None,
+        step: RefineStep | None = None,
+    ) -> dict[str, Compared]:
+        """What each feature term compares, for looking at.
+
+        Args:
+            inputs: a preprocessed batch (N, 3, H, W).
+            data_samples: one a picture; needed where a head is tapped.
+            names: of the terms; by default all that compare features.
+            step: the draws to refine the teacher by, ``refine.begin(inputs)``; without, it is not refined.
+
+        Returns:
+            term -> its features; nothing of a term that rests.
+        """
         weights = self._weights()
-        alive = {name: self.terms[name] for name in self.areas.detectors if weights[name] > 0}
+        terms = {
+            name: term
+            for name, term in self.terms.items()
+            if weights[name] > 0 and (term.is_feature if names is None else name in names)
+        }
+        if not terms:
+            return {}
         with in_eval(self):
             with self._tap as tapped:
                 run_for_taps(self.student, self._student_taps, inputs, data_samples)
-            theirs = self._teacher_features(inputs, data_samples, self._needed(alive), {})
-            self._join(theirs)
-            feats = {STUDENT: {tap: tapped[tap] for tap in self._student_taps}, **theirs}
+            ours = {STUDENT: {tap: tapped[tap] for tap in self._student_taps}}
+            needed, replace = self._needed(terms), self._replacing(terms, step)
+            plain = ours | self._join(self._teacher_features(inputs, data_samples, needed, {}))
+            replaced = plain
+            if replace:
+                replaced = ours | self._join(self._teacher_features(inputs, data_samples, needed, replace))
             found = {}
-            for name, term in alive.items():
-                pair = feats[STUDENT][term.student_tap], feats[term.teacher_name][term.teacher_tap]
-                student, teacher = term.select(*pair, inputs.shape[-2:])
+            for name, term in terms.items():
+                levels = (x[term.teacher_name][term.teacher_tap] for x in (plain, replaced))
+                own = ours[STUDENT][term.student_tap]
+                (student, teacher), (_, refined) = (term.select(own, x, inputs.shape[-2:]) for x in levels)
                 adapted = term.adapt(student, teacher)
-                found[name] = self.areas.detectors[name].detect(adapted, term.match(adapted, teacher))
+                teacher, refined = term.match(adapted, teacher), term.match(adapted, refined)
+                if step is not None and name in self.refine.names:
+                    refined = step.refine(name, (name,), refined, adapted)
+                found[name] = Compared(student, adapted, teacher, refined)
         return found
 
 

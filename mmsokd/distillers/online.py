@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmsokd.distillers.base import Distiller, Levels, Needed, Replace, read_levels
-from mmsokd.distillers.teacher import Teacher
+from mmsokd.distillers.teacher import PACE, Teacher
 from mmsokd.registry import MODELS
 from mmsokd.taps import FeatureTap, Probe, Tap
 
@@ -20,11 +20,20 @@ class OnlineTeacher(Teacher):
 
     Args:
         name, source, data_preprocessor: as :class:`~mmsokd.distillers.teacher.Teacher`'s.
+
+    Raises:
+        ValueError: as there, or ``source`` says how a frozen teacher is to be run (:data:`PACE`).
     """
 
     frozen = False
 
     def __init__(self, name: str, source: Any, data_preprocessor: dict | None = None) -> None:
+        paced = [key for key in PACE if isinstance(source, Mapping) and 'type' not in source and key in source]
+        if paced:
+            raise ValueError(
+                f'{name}.{paced[0]}: expected none, which is for a frozen teacher; this one is trained as the student '
+                f'is, found {source[paced[0]]!r}'
+            )
         super().__init__(name, source, data_preprocessor)
         if self.has_weights:
             self.module.is_init = True  # MMEngine's Runner leaves these weights alone

@@ -155,9 +155,9 @@ class RefineStep:
     def __init__(self, refiner: Refiner, inputs: Tensor) -> None:
         self._refiner = refiner
         self._size = tuple(inputs.shape[-2:])
-        self._draws = {name: neck.sample(len(inputs), inputs.device) for name, neck in refiner.necks.items()}
+        self.draws = {name: neck.sample(len(inputs), inputs.device) for name, neck in refiner.necks.items()}
         self._done: dict[tuple, list[Tensor]] = {}
-        self._objectives: dict[str, list[Tensor]] = {name: [] for name in self._draws}
+        self._objectives: dict[str, list[Tensor]] = {name: [] for name in self.draws}
         self._ratios: list[Tensor] = []
         self._replaced: list[Tensor] | None = None
 
@@ -173,11 +173,11 @@ class RefineStep:
         Returns:
             The refined levels, without a graph to the policy except in the unrolled search.
         """
-        policy = name if name in self._draws else _SHARED
+        policy = name if name in self.draws else _SHARED
         neck = self._refiner.necks[policy]
         key = (policy, *source)
         if key not in self._done:
-            self._done[key] = neck(feats, self._draws[policy])
+            self._done[key] = neck(feats, self.draws[policy])
             self._ratios.append(neck.norm_ratio(self._done[key], feats))
         refined = self._done[key]
         self._objectives[policy].append(neck.objective(refined, target))
@@ -188,7 +188,7 @@ class RefineStep:
         feats = [output] if isinstance(output, Tensor) else list(output)
         neck, specs = self._refiner.necks[_SHARED], self._refiner.levels
         maps = [as_map(feat, spec, self._size) for feat, spec in zip(feats, specs, strict=True)]
-        done = neck(maps, self._draws[_SHARED])
+        done = neck(maps, self.draws[_SHARED])
         self._ratios.append(neck.norm_ratio(done, maps))
         with torch.enable_grad():  # around it the teacher runs without, and the policy wants its graph
             self._replaced = [as_tokens(x, feat, spec) for x, feat, spec in zip(done, feats, specs, strict=True)]
@@ -216,7 +216,7 @@ class RefineStep:
             neck = self._refiner.necks[name]
             objective = torch.stack(values).sum()
             if neck.searching and not neck.is_exposed:
-                neck.search(objective, self._draws[name])
+                neck.search(objective, self.draws[name])
             objectives.append(objective.detach())
         if objectives:
             stats['sokd.aug'] = torch.stack(objectives).mean()

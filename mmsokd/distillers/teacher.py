@@ -15,7 +15,7 @@ from mmsokd.checks import check_bool, check_choice
 from mmsokd.distillers.build import build_model, load_weights
 from mmsokd.taps import FeatureTap, Probe, Tap, probe, run_for_taps
 
-_PACE = ('autocast', 'channels_last', 'compile', 'stream')
+PACE = ('autocast', 'channels_last', 'compile', 'stream')
 
 
 class Normalization(NamedTuple):
@@ -171,7 +171,7 @@ class Teacher:
         self.has_weights = checkpoint is not None
         if self.frozen:
             self.module.requires_grad_(False).eval()
-        self.pace = Pace(name, **{key: value for key, value in given.items() if key in _PACE})
+        self.pace = Pace(name, **{key: value for key, value in given.items() if key in PACE})
         if self.pace.channels_last:
             self.module.to(memory_format=torch.channels_last)
         self.taps: list[Tap] = []

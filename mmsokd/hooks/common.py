@@ -1,7 +1,11 @@
 """What more than one hook needs."""
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
-from mmengine.dist import all_reduce, get_world_size
+from mmengine.dist import all_reduce, get_world_size, is_main_process
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -58,6 +62,34 @@ def save_as_it_is(checkpoint: dict, part: nn.Module, prefix: str) -> None:
     if 'ema_state_dict' in checkpoint:
         for key, value in part.state_dict(prefix=prefix).items():
             checkpoint['state_dict'][key] = checkpoint['ema_state_dict'][f'module.{key}'] = value
+
+
+def record_policy(runner: Runner, iteration: int, states: Mapping[str, Mapping]) -> None:
+    """Append a line to ``vis_data/policy.json`` of the run's folder, beside MMEngine's ``scalars.json``.
+
+    One line is one JSON object, ``{"iter": ..., <name>: <state>, ...}``: what each policy is after so many iterations.
+    Numbers on the host alone; only the first rank writes. A kill may cut the last line off; whoever reads leaves it
+    out, and of a resumed run what a later folder tells again (:mod:`mmsokd.visualization.runs`).
+
+    Args:
+        runner: of the training.
+        iteration: how many iterations have been trained.
+        states: policy -> its state, of what JSON can hold; numbers are rounded.
+    """
+    if not states or not is_main_process():
+        return
+    path = Path(runner.log_dir) / 'vis_data' / 'policy.json'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('a') as file:
+        file.write(json.dumps(dict(iter=iteration, **states)) + '\n')
+
+
+def ops_state(ops: Mapping[str, tuple[float, float | None]]) -> dict[str, dict[str, float]]:
+    """A table of operation -> (how often it fires, its magnitude or None) for :func:`record_policy`."""
+    return dict(
+        fires={op: round(rate, 7) for op, (rate, _) in ops.items()},
+        magnitude={op: round(level, 7) for op, (_, level) in ops.items() if level is not None},
+    )
 
 
 def mean_over_ranks(values: dict[str, Tensor]) -> dict[str, Tensor]:

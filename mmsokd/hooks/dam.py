@@ -1,7 +1,6 @@
 """Watches the detected areas for collapse, and draws them."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,17 +12,21 @@ from torch import nn
 from mmsokd.checks import check_integer, check_number
 from mmsokd.hooks.common import distiller_of
 from mmsokd.registry import HOOKS
-from mmsokd.visualization import draw_areas, save_image
+from mmsokd.visualization import draw_areas, loads_rgb, pictures_of
 
 
 @HOOKS.register_module()
 class DAMHook(Hook):
     """Warns when the area heads collapse to constants, which the agreement loss alone would reward, and draws areas.
 
+    A drawing shows a picture of the batch with the areas' boxes, the student's heatmap on it, and the teacher's. It
+    goes to every backend of the runner's Visualizer under the name ``areas_<term>_<number>``; MMEngine's local one
+    writes ``vis_data/vis_image/areas_<term>_<number>_<iteration>.png`` in the run's folder.
+
     Args:
         draw_interval: iterations between two drawings; None draws at the end of every epoch (of the whole training,
             where it counts iterations).
-        num_images: pictures of the batch to draw, 0 for none. They go to ``vis_data/areas`` of the run's folder.
+        num_images: pictures of the batch to draw, 0 for none.
         min_heat_std: warn when the heatmap's mean standard deviation over the map falls below it.
         max_cover: warn when the areas cover more than this fraction of the map: they then select nothing.
         log_interval: iterations between two looks.
@@ -96,12 +99,14 @@ class DAMHook(Hook):
         with torch.random.fork_rng(devices=[]):
             first = {key: value[: self.num_images] for key, value in data_batch.items()}
             data = _preprocess(distiller.data_preprocessor, first)
-            inputs = data['inputs']
-            found = distiller.detect_areas(inputs, data.get('data_samples'))
-        folder = Path(runner.log_dir) / 'vis_data' / 'areas'
+            inputs, samples = data['inputs'], data.get('data_samples')
+            found = distiller.detect_areas(inputs, samples)
+        pictures = pictures_of(inputs, distiller.data_preprocessor, samples, loads_rgb(runner.train_dataloader.dataset))
         for name, levels in found.items():
-            for i, picture in enumerate(draw_areas(inputs, distiller.data_preprocessor, levels)):
-                save_image(folder / f'iter_{runner.iter + 1}_{name}_{i}.png', picture)
+            strides = [teacher.stride for _, teacher in distiller.terms[name].specs]
+            drawn = draw_areas(pictures, levels, strides, f'{name}, iteration {runner.iter + 1}')
+            for i, image in enumerate(drawn):
+                runner.visualizer.add_image(f'areas_{name}_{i}', image, runner.iter + 1)
 
 
 def _preprocess(preprocessor: nn.Module, data_batch: Any) -> dict:

@@ -15,9 +15,17 @@ from torch import Tensor, nn
 
 from mmsokd.augment import FeatureAugmentationNeck, ImageAugmenter, unrolled_gradient
 from mmsokd.checks import check_choice, check_integer, check_number, check_pair
-from mmsokd.hooks.common import distiller_of, has_distiller, mean_over_ranks, save_as_it_is
+from mmsokd.hooks.common import (
+    distiller_of,
+    has_distiller,
+    mean_over_ranks,
+    ops_state,
+    record_policy,
+    save_as_it_is,
+)
 from mmsokd.registry import HOOKS
 
+_LINES = 100  # of policy.json, for the whole search
 _CHANGE = 0.02  # of a chance or a magnitude, from 0 to 1: what is less was no search
 
 
@@ -26,6 +34,9 @@ class PolicySearchHook(Hook):
     """Steps the policy's own Adam during the first part of the training; after that the policy is only sampled.
 
     It steps as often as the student's optimizer: under gradient accumulation by the mean of the gradients.
+
+    The policy's evolution is in ``vis_data/policy.json`` of the run's folder, a hundred lines for the whole search,
+    which ``tools/analysis/policy.py`` plots.
 
     The optimizer's settings are those of the authors' development fork. The search's length there is 20 of 240 (CIFAR)
     and 5 of 100 epochs (ImageNet); the default here, a twelfth of the training, is ours for 12- and 24-epoch schedules.
@@ -118,6 +129,7 @@ class PolicySearchHook(Hook):
                 "activation_checkpointing), which torch.autograd.grad does not pass, found 'unrolled'"
             )
         self._end = self._search_end(runner)
+        self._record(runner, runner.iter)
 
     def _search_end(self, runner: Runner) -> int:
         """The first iteration that no longer searches."""
@@ -159,6 +171,9 @@ class PolicySearchHook(Hook):
             self._watch_change(runner)
         if self.every_n_train_iters(runner, self.log_interval):
             self._watch_ratio(runner, outputs)
+        done = runner.iter + 1
+        if done == self._end or (done < self._end and done % math.ceil(self._end / _LINES) == 0):
+            self._record(runner, done)
 
     def _is_update(self, runner: Runner) -> bool:
         """Whether the student's optimizer steps in this iteration, and not only accumulates: the policy's steps then.
@@ -250,6 +265,16 @@ class PolicySearchHook(Hook):
             f'sokd.norm_ratio is {float(ratio):.2f}, outside [{low}, {high}]: the policy blanks or inflates the '
             f"teacher's feature. Search for fewer epochs, or lower PolicySearchHook.lr. Expected ops:\n{self._table()}",
         )
+
+    def _record(self, runner: Runner, iteration: int) -> None:
+        """Each policy's entropy, sub-policies' probabilities, and operations' firing rates and magnitudes."""
+        states = {}
+        for name, neck in self._necks.items():
+            policy = neck.policy
+            chances = [round(p, 7) for p in policy.alpha.softmax(0).tolist()]
+            ops = ops_state(policy.expected_ops())
+            states[name] = dict(entropy=round(policy.entropy(), 5), sub_policies=chances, **ops)
+        record_policy(runner, iteration, states)
 
     def _table(self) -> str:
         lines = []

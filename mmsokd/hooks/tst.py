@@ -16,7 +16,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mmsokd.augment import ImageAugmenter
 from mmsokd.checks import check_integer, check_positive, check_range
 from mmsokd.distillers import TSTDistiller
-from mmsokd.hooks.common import distiller_of, has_distiller, mean_over_ranks, save_as_it_is
+from mmsokd.hooks.common import (
+    distiller_of,
+    has_distiller,
+    mean_over_ranks,
+    ops_state,
+    record_policy,
+    save_as_it_is,
+)
 from mmsokd.hooks.seed import Batch
 from mmsokd.losses.flipped import task_losses
 from mmsokd.registry import HOOKS
@@ -44,6 +51,9 @@ class TSTHook(Hook):
     COCO        6, 12        24             1
     Cityscapes  0, 6, 12     not known      1
     =========== ============ ============== ==============
+
+    How the augmenter stands at the start and after each burst is in ``vis_data/policy.json`` of the run's folder, which
+    ``tools/analysis/policy.py`` plots.
 
     A burst is a function of the weights, the seed and its time: it has a data loader and random numbers of its own, so
     that the training's are what they would be without it, and a run that is resumed makes the same one again.
@@ -116,6 +126,7 @@ class TSTHook(Hook):
                 f'TSTHook.{self._key}: expected times within the schedule of {runner.max_iters} iterations '
                 f'({runner.max_epochs} epochs), found {late[0]}, which is iteration {late[0] * length}'
             )
+        self._record(runner)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """A burst, if it is time."""
@@ -123,6 +134,10 @@ class TSTHook(Hook):
             distiller = distiller_of(runner)
             with _apart(runner.iter, distiller.augmenter), _evaluating(distiller):
                 self._burst(runner)
+            self._record(runner)
+
+    def _record(self, runner: Runner) -> None:
+        record_policy(runner, runner.iter, dict(augmenter=ops_state(distiller_of(runner).augmenter.expected_ops())))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """The augmenter is saved as it is, also beside EMAHook."""

@@ -1,6 +1,8 @@
 """Whole trainings through MMEngine's Runner, on tiny models and pictures made here."""
 
 import copy
+import json
+import uuid
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +19,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
 from mmsokd.export import export_student, load_student
-from mmsokd.hooks import DAMHook, PolicySearchHook
+from mmsokd.hooks import DAMHook, PolicySearchHook, dam
 from mmsokd.registry import MODELS
 from tests.builders import distiller, raw_batch, raw_seg_batch, retinanet, segmentor, step
 
@@ -141,6 +143,56 @@ def test_policy_is_searched_then_frozen_and_still_sampled(data, tmp_path):
     assert len(seen) == 8
     assert moved == [True, False, False, False, False, False, False]  # bit-identical after the second iteration
     assert [draws for _, draws in seen] == list(range(seen[0][1], seen[0][1] + 8))
+
+
+def policy_lines(folder):
+    return [
+        [json.loads(line) for line in path.read_text().splitlines()]
+        for path in sorted(folder.glob('*/vis_data/policy.json'))
+    ]
+
+
+def test_the_policys_evolution_is_kept(data, tmp_path):
+    """One line at the start, one an iteration of the search, which is shorter than a hundred, and none after it."""
+    hooks = [SOKD_HOOKS[0], dict(SOKD_HOOKS[1], search_iters=3, lr=0.05)]
+    runner = Runner.from_cfg(config(data, tmp_path, hooks=hooks, epochs=3))
+    seen = []
+
+    class Watch(Hook):
+        priority = 'LOWEST'
+
+        def after_train_iter(self, runner, **_):
+            policy = policy_of(runner.model)
+            seen.append((policy.alpha.softmax(0).tolist(), policy.expected_ops()))
+
+    runner.register_hook(Watch())
+    runner.train()
+    (lines,) = policy_lines(tmp_path)
+    assert [line['iter'] for line in lines] == [0, 1, 2, 3]
+    assert lines[0]['shared']['sub_policies'] == pytest.approx([1 / 36] * 36, abs=1e-5)
+    for line, (chances, ops) in zip(lines[1:], seen, strict=False):
+        state = line['shared']
+        assert state['sub_policies'] == pytest.approx(chances, abs=1e-5)
+        assert list(state['fires']) == list(ops)
+        for op, (rate, level) in ops.items():
+            assert (state['fires'][op], state['magnitude'][op]) == pytest.approx((rate, level), abs=1e-5)
+    assert lines[1]['shared']['fires'] != lines[3]['shared']['fires']
+    (log,) = tmp_path.glob('*/vis_data/scalars.json')
+    assert 'fires' not in log.read_text()  # nor the console, which has what scalars.json has
+
+
+def test_a_long_search_is_kept_in_a_hundred_lines(tmp_path):
+    hook = PolicySearchHook()
+    runner = Recorder(distiller())
+    runner.optim_wrapper = runner.logger
+    runner.log_dir, runner.info = tmp_path / '20260101_000000', lambda _: None
+    hook.before_run(runner)
+    hook._end = 1010
+    for runner.iter in range(1100):
+        hook.after_train_iter(runner, 0)
+    (lines,) = policy_lines(tmp_path)
+    assert len(lines) == 92  # every eleventh, and the last
+    assert lines[-1]['iter'] == 1010
 
 
 @pytest.mark.parametrize(('lr', 'count'), [(3e-4, 1), (0.2, 0)])
@@ -417,17 +469,27 @@ def test_sokds_hooks_rest_beside_a_host_alone(data, tmp_path):
     assert (tmp_path / 'with/student_epoch_1.pth').is_file()
 
 
-def test_areas_are_drawn(data, tmp_path):
+def test_areas_are_drawn_by_every_backend(data, tmp_path):
+    event_accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     hooks = [*SOKD_HOOKS, dict(type='mmsokd.DAMHook', num_images=2)]
-    train(config(data, tmp_path, hooks=hooks, epochs=1))
-    pictures = sorted(tmp_path.glob('*/vis_data/areas/*.png'))
-    assert [p.name for p in pictures] == ['iter_2_loss_hint_0.png', 'iter_2_loss_hint_1.png']
-    picture = cv2.imread(str(pictures[0]))
-    assert picture.shape[1] == 2 * picture.shape[0] == 640
+    backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
+    visualizer = dict(type='DetLocalVisualizer', vis_backends=backends, name=uuid.uuid4().hex)
+    train(config(data, tmp_path, hooks=hooks, epochs=2, visualizer=visualizer))
+    pictures = sorted(tmp_path.glob('*/vis_data/vis_image/*.png'))
+    assert [p.name for p in pictures] == [f'areas_loss_hint_{i}_{n}.png' for i in (0, 1) for n in (2, 4)]
+    picture = cv2.imread(str(pictures[-1]))
+    assert picture.shape[1] > 2 * picture.shape[0] > 500
     assert picture.std() > 10
+    (log,) = tmp_path.glob('*/vis_data/events.out.tfevents.*')
+    events = event_accumulator.EventAccumulator(str(log), size_guidance=dict(images=0)).Reload()
+    assert events.Tags()['images'] == ['areas_loss_hint_0', 'areas_loss_hint_1']
+    seen = events.Images('areas_loss_hint_1')
+    assert [event.step for event in seen] == [2, 4]
+    shown = cv2.imdecode(np.frombuffer(seen[-1].encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
+    np.testing.assert_array_equal(shown, picture)
 
 
-def test_areas_of_unequal_crops_are_drawn(tmp_path):
+def test_areas_of_unequal_crops_are_drawn_without_padding(tmp_path):
     model = distiller(
         student=segmentor(8),
         teacher=segmentor(12, channels=20),
@@ -439,11 +501,34 @@ def test_areas_of_unequal_crops_are_drawn(tmp_path):
     step(model, OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.01)), batch)
     augments = model.data_preprocessor.batch_augments = [lambda *_: pytest.fail('pictures are mixed')]
     runner = Recorder(model)
-    runner.log_dir = tmp_path
-    DAMHook(draw_interval=1).after_train_iter(runner, 0, batch)
+    drawn = []
+    given = []
+    draw = dam.draw_areas
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dam, 'draw_areas', lambda *args: given.append(args) or draw(*args))
+        runner.visualizer = SimpleNamespace(add_image=lambda *args: drawn.append(args))
+        DAMHook(draw_interval=1).after_train_iter(runner, 0, batch)
     assert model.data_preprocessor.batch_augments is augments
-    sizes = [cv2.imread(str(p)).shape[:2] for p in sorted(tmp_path.glob('vis_data/areas/*.png'))]
-    assert sizes == [(384, 768)] * 2  # enlarged: both are padded to 96 pixels
+    ((pictures, levels, strides, title),) = given
+    for picture, raw in zip(pictures, batch['inputs'], strict=True):
+        np.testing.assert_array_equal(picture, raw.permute(1, 2, 0).numpy()[..., ::-1])
+    assert strides == [8]
+    assert levels[0].student.shape[-2:] == (12, 12)  # both are padded to 96 pixels
+    assert title == 'loss_cwd, iteration 1'
+    assert [(name, number) for name, _, number in drawn] == [('areas_loss_cwd_0', 1), ('areas_loss_cwd_1', 1)]
+
+
+def test_nothing_is_drawn_between_intervals(monkeypatch):
+    runner, hook = Recorder(distiller()), DAMHook(draw_interval=3, log_interval=0)
+    calls = []
+    monkeypatch.setattr(hook, '_draw', lambda runner, *_: calls.append(runner.iter))
+    for runner.iter in range(7):
+        hook.after_train_iter(runner, 0, raw_batch(), outputs=None)
+    assert calls == [2, 5]
+    monkeypatch.setattr(dam, 'is_main_process', lambda: False)
+    runner.iter = 8
+    hook.after_train_iter(runner, 0, raw_batch(), outputs=None)
+    assert calls == [2, 5]
 
 
 class Recorder:
@@ -451,6 +536,7 @@ class Recorder:
 
     def __init__(self, model):
         self.model, self.iter, self.lines = model, 0, []
+        self.train_dataloader = SimpleNamespace(dataset=[])
         self.logger = self
 
     def warning(self, text):

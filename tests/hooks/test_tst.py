@@ -2,6 +2,7 @@
 
 import logging
 import random
+import tempfile
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -263,6 +264,7 @@ def small_problem():
         max_iters=10,
         max_epochs=1,
         seed=0,
+        log_dir=tempfile.mkdtemp(),
         logger=logging.getLogger('tst'),
         train_dataloader=DataLoader(pictures, batch_size=32, collate_fn=pseudo_collate),
         optim_wrapper=SimpleNamespace(optim_context=lambda _: nullcontext()),

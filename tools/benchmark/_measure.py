@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor, nn
 
 MIB = 2**20
@@ -67,7 +69,9 @@ def in_turns(
 ) -> dict[str, list[float]]:
     """Round by round one run of each, so that whatever slows the machine down slows all of them."""
     found: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(warm_up + rounds):
+    console = Console(stderr=True)
+    turns = track(range(warm_up + rounds), 'rounds', console=console, disable=not console.is_terminal)
+    for turn in turns:
         for name, variant in variants.items():
             value = measure(variant.run, variant.prepare())
             if turn >= warm_up:

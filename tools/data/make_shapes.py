@@ -16,6 +16,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from rich.console import Console
+from rich.progress import track
 
 CLASSES = ('disc', 'square', 'triangle', 'cross', 'ring')
 MIN_VISIBLE = 0.3  # of the whole shape's area
@@ -133,7 +135,8 @@ def make_split(out: Path, split: str, pictures: int, size: int, seed: int) -> No
     (out / split).mkdir(parents=True, exist_ok=True)
     (out / 'annotations').mkdir(exist_ok=True)
     images, annotations = [], []
-    for index in range(pictures):
+    console = Console(stderr=True)
+    for index in track(range(pictures), split, console=console, disable=not console.is_terminal):
         # one generator per picture; the split's name is in the seed so that no picture is in both
         rng = np.random.default_rng([seed, *split.encode(), index])
         picture, shapes = make_picture(rng, size)
