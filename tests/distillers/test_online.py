@@ -234,6 +234,7 @@ def test_sokd_acts_beside_it():
         ),
         (dict(terms=None), 'terms: expected a dict of at least one term, found None'),
         (dict(online_techer=3), "model.online_techer: expected one of ['areas', "),
+        (dict(online_teacher=dict(cfg='x.py', autocast='bfloat16')), 'online_teacher.autocast: expected none, which'),
         (
             dict(terms=dict(loss_kd=dict(type='mmsokd.KDLoss', tap='head.fc', teacher='teacher'))),
             "terms.loss_kd.teacher: expected one of ['online_teacher', 'student'], found 'teacher'",
