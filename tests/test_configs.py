@@ -25,9 +25,8 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(p for p in (ROOT / 'configs').rglob('*.py') if '_base_' not in p.parts)
 # Not what the models of a folder share, its data and schedule. CIFAR-100's have tests of their own.
 MODEL_CONFIGS = [p for p in CONFIGS if p.stem not in (p.parent.name, 'shapes') and 'cifar' not in p.name]
-HOSTS = [
-    p for p in CONFIGS if p.name.startswith(f'{p.parent.name}_') and p.parent.name not in ('kcd', 'sokd', 'sftn', 'tst')
-]  # alone
+NO_HOSTS = ('ekd', 'iakd', 'kcd', 'sokd', 'sftn', 'tst')  # folders of what is no loss
+HOSTS = [p for p in CONFIGS if p.name.startswith(f'{p.parent.name}_') and p.parent.name not in NO_HOSTS]  # alone
 FAMILIES = {
     'detection/sokd': {'faster-rcnn', 'retinanet', 'fcos', 'gfl'},
     'segmentation/sokd': {'pspnet', 'deeplabv3', 'deeplabv3plus', 'segformer'},
@@ -64,7 +63,7 @@ def load(path):
 
 
 def is_distiller(cfg):
-    return cfg.model.type in ('mmsokd.Distiller', 'mmsokd.SoKDDistiller', 'mmsokd.TSTDistiller')
+    return cfg.model.type in [f'mmsokd.{name}Distiller' for name in ('', 'SoKD', 'TST', 'IAKD')]
 
 
 def trains_a_teacher(cfg):
@@ -79,7 +78,7 @@ def build_small(path):
     if is_distiller(cfg):
         cfg.model.teacher.checkpoint = None
         cfg.model.probe_size = side
-        for term in cfg.model.terms.values():
+        for term in cfg.model.get('terms', {}).values():
             if 'num_samples' in term:  # CRD's banks, whose 1.3 GB nobody looks at here
                 term.num_samples = 16
     teacher = {}
@@ -176,7 +175,7 @@ def check_distiller(cfg, model, log):
         model = convert_sync_batchnorm(model, cfg.sync_bn)  # as MMEngine's Runner does on several GPUs
     synchronised = {isinstance(m, SyncBatchNorm) for m in model.modules() if isinstance(m, _BatchNorm)}
     assert synchronised != {True, False}, "the student's norms are synchronised, SoKD's are not"
-    hosts = {f'distill.{term}' for term in cfg.model.terms}
+    hosts = {f'distill.{term}' for term in cfg.model.get('terms', {})}
     assert (hosts if cfg.model.get('keep_host', True) else {'sokd.loss_area'}) <= set(log)
     for term in model.terms.values():
         strides = [t.stride for _, t in term.specs]

@@ -58,7 +58,32 @@ class Draw:
         return Randomness(*small, field)
 
 
-class Policy(nn.Module):
+class Seeded(nn.Module):
+    """Draws that follow from the run's seed, which :class:`~mmsokd.hooks.SeedHook` tells.
+
+    Args:
+        shared: the same draws on all ranks.
+    """
+
+    def __init__(self, shared: bool = False) -> None:
+        super().__init__()
+        self.seed: int | None = None  # of the run; None: PyTorch's
+        self.shared = shared
+        self._shared_seed: int | None = None
+
+    def _seed(self) -> int:
+        """Of this rank, or the first rank's: MMEngine's ``diff_rank_seed`` gives each another."""
+        own = torch.initial_seed() if self.seed is None else self.seed
+        if not self.shared:
+            return own + 1_000_003 * get_rank()
+        if self._shared_seed is None:
+            seed = torch.tensor(own % 2**63)
+            broadcast(seed)
+            self._shared_seed = int(seed)
+        return self._shared_seed
+
+
+class Policy(Seeded):
     """DADA's policy (arXiv 2003.03780) on feature operations [authors' fork].
 
     ``alpha`` (36,): logits of the sub-policies, ``beta`` (36, 2): probability that an operation fires, ``magnitude``
@@ -70,15 +95,12 @@ class Policy(nn.Module):
     """
 
     def __init__(self, shared: bool = False) -> None:
-        super().__init__()
+        super().__init__(shared)
         k = len(SUB_POLICIES)
         self.alpha = torch.full((k,), 1e-3)
         self.beta = torch.full((k, 2), 0.5)
         self.magnitude = torch.full((k, 2), 0.5)
-        self.seed: int | None = None  # of the run; None: PyTorch's
         self.salt = 0  # tells apart the draws of several policies in one model
-        self.shared = shared
-        self._shared_seed: int | None = None
         self.draws = 0  # the clock of the draws, so that a resumed run goes on with the same ones
 
     def tensors(self) -> dict[str, Tensor]:
@@ -106,17 +128,6 @@ class Policy(nn.Module):
         choice = categorical_scores(self.alpha, u_choice).argmax(-1)
         gates = (bernoulli_scores(self.beta, u_gate) > 0).float()
         return Draw(choice, gates, self.magnitude[choice].clamp(0, 1), (u_choice, u_gate), own, chi)
-
-    def _seed(self) -> int:
-        """Of this rank, or the first rank's: MMEngine's ``diff_rank_seed`` gives each another."""
-        own = torch.initial_seed() if self.seed is None else self.seed
-        if not self.shared:
-            return own + 1_000_003 * get_rank()
-        if self._shared_seed is None:
-            seed = torch.tensor(own % 2**63)
-            broadcast(seed)
-            self._shared_seed = int(seed)
-        return self._shared_seed
 
     def entropy(self) -> float:
         """Of the choice among the sub-policies, in nats; log 36 = 3.58 at the start."""

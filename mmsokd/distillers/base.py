@@ -3,7 +3,7 @@
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mmengine.logging import print_log
@@ -64,6 +64,7 @@ class Distiller(Face):
     """
 
     trains = STUDENT
+    needs_terms: ClassVar[bool] = True  # whether there is nothing to learn from the teacher without
 
     def __init__(
         self,
@@ -87,12 +88,14 @@ class Distiller(Face):
         student = build_model('student', student, data_preprocessor)
         super().__init__(student, data_preprocessor, init_cfg)
         self.keep_host = keep_host
+        self.probe_size = probe_size
         self._looked_for_deaf_taps = False
         self._teachers = self._build_teachers(teacher, teachers, data_preprocessor)
         for guard in self._teachers.values():
             if guard.module is self.student:
                 raise ValueError(f'{guard.name}: expected a model of its own, found the student, which it would freeze')
-        if not isinstance(terms, Mapping) or not terms:
+        terms = {} if terms is None and not self.needs_terms else terms
+        if not isinstance(terms, Mapping) or (not terms and self.needs_terms):
             raise ValueError(f'terms: expected a dict of at least one term, found {terms!r}')
         if not keep_host and areas is None:
             raise ValueError("keep_host: expected True where 'areas' is None, found False: nothing would be distilled")
@@ -115,7 +118,10 @@ class Distiller(Face):
             return {} if teacher is None else {'teacher': Teacher('teacher', teacher, preprocessor)}
         if STUDENT in teachers:
             raise ValueError(f"teachers.{STUDENT}: expected another name; '{STUDENT}' means the student itself")
-        return {name: Teacher(f'teachers.{name}', source, preprocessor) for name, source in teachers.items()}
+        return {
+            name: source if isinstance(source, Teacher) else Teacher(f'teachers.{name}', source, preprocessor)
+            for name, source in teachers.items()
+        }
 
     def _connect(self, size: int) -> None:
         """Dry-run every model once, match the taps' levels, and build what depends on their shapes."""
@@ -130,7 +136,7 @@ class Distiller(Face):
         self._student_calls = probes[STUDENT].calls
         self._tap = FeatureTap(self.student, self._student_taps, copied=probes[STUDENT].overwritten)
         for name, teacher in self._teachers.items():
-            if not taps[name]:
+            if not taps[name] and self.needs_terms:
                 raise ValueError(f"{teacher.name}: expected a term with teacher='{name}', found none; leave it out")
             with telling(teacher.name):
                 is_refined = self._at is not None and name == self.refine.regressor.teacher_name
@@ -182,7 +188,8 @@ class Distiller(Face):
         """Set the student's mode; a teacher stays in eval."""
         super().train(mode)
         for teacher in self._teachers.values():
-            teacher.module.eval()
+            if teacher.frozen:
+                teacher.module.eval()
         return self
 
     # ---- the step -------------------------------------------------------------------------------------------------
@@ -259,21 +266,8 @@ class Distiller(Face):
 
     @torch.compiler.disable
     def _student_features(self, tapped: Features) -> Levels:
-        """The student's levels.
-
-        Raises:
-            ValueError: its training forward calls a tapped module more often than the dry run did, or less: which of
-                the outputs a term means is not to be known.
-        """
-        seen = tapped.calls
-        for path in dict.fromkeys(path for tap in self._student_taps for path in paths_of(tap)):
-            module = parse_tap(path).module
-            if seen[module] != self._student_calls[module]:
-                raise ValueError(
-                    f"student: tap '{path}': expected {self._student_calls[module]} calls of '{module}' in a training "
-                    f'forward, as in the dry run, found {seen[module]}; tap a layer that every forward calls alike'
-                )
-        return {tap: tapped[tap] for tap in self._student_taps}
+        """The student's levels."""
+        return read_levels(STUDENT, self._student_taps, tapped, self._student_calls)
 
     @torch.compiler.disable
     def _distill(
@@ -290,7 +284,7 @@ class Distiller(Face):
         MMEngine's log would go on showing the last ones.
         """
         self._warn_of_deaf_taps(feats[STUDENT])
-        zero = feats[STUDENT][self._student_taps[0]][0].new_zeros((), dtype=torch.float32)
+        zero = inputs.new_zeros((), dtype=torch.float32)
         losses: dict[str, Tensor] = {}
         results: list[AreaResult] = []
         told: list[Mapping[str, Tensor]] = []
@@ -361,6 +355,30 @@ class Distiller(Face):
                 adapted = term.adapt(student, teacher)
                 found[name] = self.areas.detectors[name].detect(adapted, term.match(adapted, teacher))
         return found
+
+
+def read_levels(model: str, taps: Sequence[Tap], tapped: Features, calls: Mapping[str, int]) -> Levels:
+    """The levels of what a training forward gave.
+
+    Args:
+        model: its name in the config, for messages.
+        taps: to read.
+        tapped: what was heard.
+        calls: how often the dry run called each tapped module.
+
+    Raises:
+        ValueError: the training forward calls a tapped module more often than the dry run did, or less: which of the
+            outputs a term means is not to be known.
+    """
+    seen = tapped.calls
+    for path in dict.fromkeys(path for tap in taps for path in paths_of(tap)):
+        module = parse_tap(path).module
+        if seen[module] != calls[module]:
+            raise ValueError(
+                f"{model}: tap '{path}': expected {calls[module]} calls of '{module}' in a training forward, as in the "
+                f'dry run, found {seen[module]}; tap a layer that every forward calls alike'
+            )
+    return {tap: tapped[tap] for tap in taps}
 
 
 def _keys_of(cls: type) -> list[str]:

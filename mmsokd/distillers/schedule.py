@@ -75,6 +75,11 @@ class WeightSchedule:
         """Whether it is never anything but 0 and 1."""
         return self._weight.is_switch
 
+    @property
+    def highest(self) -> float:
+        """The largest weight that it can give."""
+        return self._weight.highest
+
 
 class _Knots(NamedTuple):
     """Joined linearly."""
@@ -105,6 +110,10 @@ class _Knots(NamedTuple):
     @property
     def is_switch(self) -> bool:
         return {weight for _, weight in self.knots} in ({0.0}, {1.0})
+
+    @property
+    def highest(self) -> float:
+        return max(weight for _, weight in self.knots)
 
 
 class _Ramp(NamedTuple):
@@ -168,3 +177,7 @@ class _Ramp(NamedTuple):
     @property
     def is_switch(self) -> bool:
         return self.shape == 'constant' and self.start in (0.0, 1.0)
+
+    @property
+    def highest(self) -> float:
+        return self.start if self.shape == 'constant' else max(self.start, self.final)

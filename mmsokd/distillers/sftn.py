@@ -4,7 +4,7 @@ import inspect
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from mmengine.logging import print_log
 from mmengine.model import ModuleList
@@ -15,8 +15,9 @@ from mmsokd.distillers.adapting import shape_text
 from mmsokd.distillers.build import build_model, load_weights
 from mmsokd.distillers.cutting import Cutter, Given, handing, timing
 from mmsokd.distillers.face import Face
-from mmsokd.distillers.parts import build_part, part_class
+from mmsokd.distillers.parts import build_part
 from mmsokd.distillers.schedule import Clock
+from mmsokd.distillers.stages import check_transform, parse_stages
 from mmsokd.distillers.term import STUDENT, Term
 from mmsokd.registry import MODELS
 from mmsokd.taps import Features, FeatureSpec, FeatureTap, Tap, as_map, find_module, parse_tap, probe
@@ -25,14 +26,6 @@ TEACHER = 'teacher'
 _KL = dict(tau=1.0, loss_weight=3.0)
 _KL_KEYS = ('tap', 'student_tap', 'teacher_tap', 'tau', 'activation', 'adapter', 'loss_weight')
 _TRANSFORM = dict(type='mmsokd.ConvAdapter', norm_cfg=dict(type='BN'), act_cfg=dict(type='ReLU'))
-
-
-class Stage(NamedTuple):
-    """Where a branch leaves the teacher, and behind what it goes on in the student."""
-
-    key: str
-    teacher: str
-    student: str
 
 
 @MODELS.register_module()
@@ -112,7 +105,7 @@ class SFTNTeacherTrainer(Face):
         self.branch_weight = branch_weight
         self.detach_teacher = detach_teacher
         self.kl = _build_kl(kl)
-        self._stages = _parse_stages(stages)
+        self._stages = parse_stages(stages)
         self._connect(build_model('student', student, data_preprocessor), transform, share_head, probe_size)
 
     def _connect(self, student: nn.Module, transform: Mapping, share_head: bool, size: int) -> None:
@@ -260,23 +253,6 @@ def _build_kl(cfg: Any) -> Term:
     return Term('loss_kl', dict(_KL, type='mmsokd.KDLoss') | dict(cfg), [TEACHER], key='kl')
 
 
-def _parse_stages(stages: Any) -> list[Stage]:
-    if not isinstance(stages, list | tuple) or not stages:
-        raise ValueError(f"stages: expected a list of paths, such as ['backbone.layer1'], found {stages!r}")
-    found = []
-    for i, stage in enumerate(stages):
-        key = f'stages[{i}]'
-        paths = dict(teacher=stage, student=stage) if isinstance(stage, str) else stage
-        if not isinstance(paths, Mapping) or set(paths) != {'teacher', 'student'}:
-            raise ValueError(f'{key}: expected a path or dict(teacher=..., student=...), found {stage!r}')
-        for side, path in paths.items():
-            with telling(f'{key}.{side}', 'tap'):
-                if parse_tap(path).index and side == 'student':
-                    raise ValueError(f'expected a path without an index, found {path!r}')
-        found.append(Stage(key, **paths))
-    return found
-
-
 def _one_map(key: str, specs: list[FeatureSpec]) -> FeatureSpec:
     if len(specs) != 1 or len(specs[0].size) != 2:
         raise ValueError(f'{key}: expected a layer that gives one map, found {[shape_text(spec) for spec in specs]}')
@@ -284,11 +260,7 @@ def _one_map(key: str, specs: list[FeatureSpec]) -> FeatureSpec:
 
 
 def _build_transform(cfg: Mapping, teacher: FeatureSpec, student: FeatureSpec) -> nn.Module:
-    accepted = inspect.signature(part_class('transform', cfg, 'adapters')).parameters
-    if not {'in_channels', 'out_channels', 'resize'} <= set(accepted):
-        raise ValueError(
-            f"transform.type: expected an adapter of maps, such as 'mmsokd.ConvAdapter', found {cfg['type']!r}"
-        )
+    check_transform(cfg)
     if teacher.size != student.size:
         cfg = dict(dict(resize='conv'), **cfg)
     ratio = student.size[0] / teacher.size[0]

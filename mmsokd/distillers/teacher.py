@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from mmengine.logging import print_log
@@ -83,6 +83,8 @@ class Teacher:
         ValueError, FileNotFoundError, TypeError: as building and loading do.
     """
 
+    frozen: ClassVar[bool] = True
+
     def __init__(self, name: str, source: Any, data_preprocessor: dict | None = None) -> None:
         self.name = name
         given = source if isinstance(source, dict) and 'type' not in source else {}
@@ -99,9 +101,11 @@ class Teacher:
             checkpoint = init_cfg['checkpoint']
         if checkpoint is not None:
             load_weights(f'{name}.checkpoint', self.module, checkpoint, trust)
-        elif not isinstance(source, nn.Module):
+        elif self.frozen and not isinstance(source, nn.Module):
             print_log(f'{name}: no checkpoint is given, so its weights are random', 'current', logging.WARNING)
-        self.module.requires_grad_(False).eval()
+        self.has_weights = checkpoint is not None
+        if self.frozen:
+            self.module.requires_grad_(False).eval()
         self.taps: list[Tap] = []
         self._ears: dict[tuple[Tap, ...], FeatureTap] = {}
         self._renorm: tuple[Tensor, Tensor] | None = None
@@ -208,6 +212,15 @@ class Teacher:
         image = rows[:, None, :, None] & columns[:, None, None, :]  # (N, 1, H, W)
         return out.masked_fill(~image, self._pad)
 
+    def make_ready(self, device: torch.device) -> None:
+        """Bring the module to ``device``, and into eval mode."""
+        # Moved lazily: the distiller's .to() must not reach a teacher that an EMA copy on another device shares.
+        parameter = next(self.module.parameters(), None)
+        if parameter is not None and parameter.device != device:
+            self.module.to(device)
+        if any(module.training for module in self.module.modules()):
+            self.module.eval()  # a teacher that drops units is another teacher
+
     @torch.no_grad()
     def features(
         self,
@@ -221,12 +234,8 @@ class Teacher:
         ``replace`` puts another output in the place of a layer's (SoKD's ``at``).
         """
         taps = tuple(self.taps if taps is None else taps)
-        # Moved lazily: the distiller's .to() must not reach a teacher that an EMA copy on another device shares.
+        self.make_ready(inputs.device)
         parameter = next(self.module.parameters(), None)
-        if parameter is not None and parameter.device != inputs.device:
-            self.module.to(inputs.device)
-        if any(module.training for module in self.module.modules()):
-            self.module.eval()  # a teacher that drops units is another teacher
         caller = inputs.dtype
         other = parameter is not None and parameter.dtype != caller
         inputs = self.prepare(inputs, data_samples)

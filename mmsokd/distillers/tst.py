@@ -153,8 +153,8 @@ class TSTDistiller(Distiller):
         images, samples = self.augment(inputs, samples, chi)
         totals = []
         for teacher in self._teachers.values():
-            module = teacher.module.to(images.device)  # which in a step is moved as lazily
-            totals.append(self.parse_losses(module(teacher.prepare(images, samples), samples, mode='loss'))[0])
+            teacher.make_ready(images.device)
+            totals.append(self.parse_losses(teacher.module(teacher.prepare(images, samples), samples, mode='loss'))[0])
         with flipped(self.student):
             wrong = self.parse_losses(self.student(images, samples, mode='loss'))[0]
         return dict(teacher=torch.stack(totals).mean(), student=wrong)

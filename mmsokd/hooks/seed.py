@@ -12,7 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch.utils.data import BatchSampler, DataLoader
 
-from mmsokd.augment import Policy
+from mmsokd.augment.policy import Seeded
 from mmsokd.registry import HOOKS
 
 
@@ -33,9 +33,9 @@ class SeedHook(Hook):
     priority = 'VERY_HIGH'
 
     def before_train(self, runner: Runner) -> None:
-        """Tell the policies the seed."""
+        """Tell the seed to what draws by it."""
         for module in runner.model.modules():
-            if isinstance(module, Policy):
+            if isinstance(module, Seeded):
                 module.seed = runner.seed  # PyTorch's own changes with each step
         if _batches(runner.train_dataloader) is None:
             runner.logger.warning('what the training set draws is not seeded: its loader makes no batches')

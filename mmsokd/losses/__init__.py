@@ -7,10 +7,12 @@ from mmsokd.losses.crd import CRDLoss, nce_loss
 from mmsokd.losses.cwd import CWDLogitsLoss, CWDLoss, cwd_loss
 from mmsokd.losses.dist import DISTLoss, dist_loss
 from mmsokd.losses.dkd import DKDLoss, dkd_loss
+from mmsokd.losses.dpd import DPDLoss, advantage_weight
 from mmsokd.losses.drkd import DRKDLoss, rectified
 from mmsokd.losses.fgd import FGDLoss, fgd_focal_loss, fgd_loss
 from mmsokd.losses.fitnet import FitNetLoss, fitnet_loss
 from mmsokd.losses.fmkt import FMKTLoss, flow_ends, fmkt_loss
+from mmsokd.losses.ital import ITALLoss, teaching_score
 from mmsokd.losses.kd import KDLoss, kd_loss
 from mmsokd.losses.ld import LDLoss, ld_loss
 from mmsokd.losses.mgd import MGDLoss, mgd_loss
@@ -29,10 +31,12 @@ __all__ = [
     'CWDLoss',
     'DISTLoss',
     'DKDLoss',
+    'DPDLoss',
     'DRKDLoss',
     'FGDLoss',
     'FMKTLoss',
     'FitNetLoss',
+    'ITALLoss',
     'KDLoss',
     'LDLoss',
     'LossResult',
@@ -47,6 +51,7 @@ __all__ = [
     'StudentFriendlyKDLoss',
     'TermLoss',
     'VIDLoss',
+    'advantage_weight',
     'at_loss',
     'channel_loss',
     'cwd_loss',
@@ -73,5 +78,6 @@ __all__ = [
     'rkd_loss',
     'skd_loss',
     'sp_loss',
+    'teaching_score',
     'vid_loss',
 ]

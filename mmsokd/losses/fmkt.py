@@ -11,7 +11,7 @@ from mmsokd.checks import check_choice, check_integer, check_positive
 from mmsokd.losses.base import TermLoss, in_fp32
 from mmsokd.losses.dist import dist_loss
 from mmsokd.losses.kd import kd_loss
-from mmsokd.losses.logits import check_classes
+from mmsokd.losses.logits import check_classes, check_feature, check_feature_and_logits
 from mmsokd.losses.targets import cross_entropy, targets
 from mmsokd.registry import MODELS
 
@@ -141,12 +141,7 @@ class FMKTLoss(TermLoss):
         check_choice('FMKTLoss.metric', metric, METRICS)
         check_positive('FMKTLoss.tau', tau)
         check_integer('FMKTLoss.ignore_index', ignore_index)
-        if len(student_channels) != 2 or student_channels[1] != teacher_channels[1]:
-            raise ValueError(
-                'FMKTLoss: expected a feature and the output, of one number of classes on both sides, found channels '
-                f'{[*student_channels]} of the student and {[*teacher_channels]} of the teacher; tap the layer before '
-                "the head and, last, the output (tap=['backbone.layer4', 'head.fc'])"
-            )
+        check_feature_and_logits('FMKTLoss', student_channels, teacher_channels)
         channels, num_classes = student_channels
         check_classes('FMKTLoss', num_classes)
         self.steps = steps
@@ -173,12 +168,8 @@ class FMKTLoss(TermLoss):
 
     def predict(self, feature: Tensor, logits: Tensor) -> Tensor:
         """What each step predicts, (N, B, K) or (N, B, K, H, W), as the logits are; their mean is the flow's own."""
+        check_feature(feature, logits)
         dense = logits.dim() == 4
-        if feature.dim() not in (2, 4) or (dense and feature.shape[2:] != logits.shape[2:]):
-            raise ValueError(
-                "expected a feature (N, C) or (N, C, H, W), and of the logits' size where they are dense, found "
-                f'{tuple(feature.shape)} beside logits {tuple(logits.shape)}; tap another layer first'
-            )
         positions = feature.flatten(2).transpose(1, 2) if feature.dim() == 4 else feature[:, None]  # (B, P, C)
         ends = flow_ends(positions, self.velocity, self.steps)  # (N, B, P, C)
         if not dense:

@@ -22,7 +22,9 @@ ACTIVATIONS = {'softmax': _softmax_kl, 'sigmoid': _sigmoid_kl}
 
 
 @in_fp32
-def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0, activation: str = 'softmax') -> Tensor:
+def kd_loss(
+    student: Tensor, teacher: Tensor, tau: float = 4.0, activation: str = 'softmax', weight: Tensor | None = None
+) -> Tensor:
     r"""Divergence of softened predictions (Hinton et al., arXiv:1503.02531, sec. 2).
 
     .. math:: \tau^2\, \mathrm{KL}(\mathrm{softmax}(t / \tau) \,\|\, \mathrm{softmax}(s / \tau))
@@ -34,6 +36,7 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0, activation: str 
         tau: temperature; the factor tau^2 keeps the gradient's size.
         activation: ``'sigmoid'`` for channels that are decided one by one, such as a detector's anchors x classes: the
             divergences of the K Bernoulli distributions, summed over the channels as the softmax's is [ours].
+        weight: of each prediction, (N) or (N, H, W), >= 0 and of a sum > 0: the mean is weighted.
 
     Returns: scalar >= 0; zero iff the softened predictions agree.
 
@@ -42,7 +45,8 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0, activation: str 
     """
     check_choice('activation', activation, ACTIVATIONS)
     check_logits(student, teacher)
-    return tau**2 * ACTIVATIONS[activation](student / tau, teacher / tau).mean()
+    value = ACTIVATIONS[activation](student / tau, teacher / tau)
+    return tau**2 * (value.mean() if weight is None else (value * (weight / weight.sum())).sum())
 
 
 @MODELS.register_module()

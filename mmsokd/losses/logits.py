@@ -1,5 +1,7 @@
 """What the losses on logits share."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 
@@ -16,6 +18,26 @@ def check_classes(key: str, channels: int | None) -> None:
     """Raise ValueError where a softmax would go over a single channel, and the loss be zero."""
     if channels is not None and channels < 2:
         raise ValueError(f'{key}: expected at least 2 classes to choose from, found {channels} channel')
+
+
+def check_feature_and_logits(key: str, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> None:
+    """Raise ValueError unless a term taps two levels, of which the last are logits of the same classes."""
+    if len(student_channels) != 2 or student_channels[1] != teacher_channels[1]:
+        raise ValueError(
+            f'{key}: expected a feature and the output, of one number of classes on both sides, found channels '
+            f'{[*student_channels]} of the student and {[*teacher_channels]} of the teacher; tap the layer before '
+            "the head and, last, the output (tap=['backbone.layer4', 'head.fc'])"
+        )
+
+
+def check_feature(feature: Tensor, logits: Tensor) -> None:
+    """Raise ValueError unless ``feature`` is what a head could have made ``logits`` of."""
+    dense = logits.dim() == 4
+    if feature.dim() not in (2, 4) or (dense and feature.shape[2:] != logits.shape[2:]):
+        raise ValueError(
+            "expected a feature (N, C) or (N, C, H, W), and of the logits' size where they are dense, found "
+            f'{tuple(feature.shape)} beside logits {tuple(logits.shape)}; tap another layer first'
+        )
 
 
 def divergence(log_teacher: Tensor, log_student: Tensor, dim: int = 1) -> Tensor:

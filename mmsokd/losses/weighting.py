@@ -1,4 +1,4 @@
-"""The mean of a per-position loss over the positions that count."""
+"""What counts: the positions of a loss, and the predictions of a batch."""
 
 from torch import Tensor
 
@@ -15,3 +15,8 @@ def mean_over_positions(value: Tensor, weight: Tensor | None = None) -> Tensor:
     weight = weight.to(value.dtype)
     total = weight.sum() * value.shape[1]
     return (value * weight).sum() / (total + (total == 0))
+
+
+def effective(weight: Tensor) -> Tensor:
+    """As how large a part of the predictions their weights count: 1 where all are equal, 1/n where one has it all."""
+    return weight.sum() ** 2 / (weight.numel() * weight.square().sum())

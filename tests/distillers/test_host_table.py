@@ -51,6 +51,8 @@ TASKS = {
             'StudentFriendlyKD': dict(tap='head.fc', loss_weight=20.0),
             'MTKDSSR': dict(tap=[*STAGES, 'head.fc'], head_channels=8),
             'FMKT': dict(tap=['backbone.layer4', 'head.fc']),
+            'DPD': dict(tap='head.fc', loss_weight=20.0),
+            'ITAL': dict(tap=['neck', 'head.fc'], loss_weight=20.0),
         },
     ),
     'Segmentation': Task(
@@ -78,6 +80,8 @@ TASKS = {
             'StudentFriendlyKD': dict(tap='decode_head.conv_seg', loss_weight=20.0, max_tokens=64),
             'MTKDSSR': dict(tap=[*STAGES, 'decode_head.conv_seg'], head_channels=8),
             'FMKT': dict(tap=['decode_head.bottleneck', 'decode_head.conv_seg']),
+            'DPD': dict(tap='decode_head.conv_seg', loss_weight=20.0),
+            'ITAL': dict(tap=['decode_head.bottleneck', 'decode_head.conv_seg'], loss_weight=20.0),
         },
     ),
     'Detection': Task(

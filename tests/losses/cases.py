@@ -90,6 +90,16 @@ def dkd_twin(loss, s, t):
     return logits.dkd(s, t, true_classes(s.shape), 0.7, 3.0, 2.0)
 
 
+def dpd_twin(_, s, t):
+    return logits.weighted_kd(s, t, logits.dpd_weights(s, t, true_classes(s.shape), 0.9, 2.0), 3.0)
+
+
+def ital_twin(_, s, t):
+    feature = s[0].mean((2, 3)) if s[0].ndim > s[1].ndim else s[0]
+    weights = logits.ital_weights(feature, s[1], t[1], true_classes(s[1].shape), 0.3, 0.7)
+    return logits.weighted_kd(s[1], t[1], weights, 3.0)
+
+
 def crd_twin(loss, s, t):
     index = [sample.sample_idx for sample in numbered(s.shape)]
     keys = loss._draw(torch.tensor(index)).tolist()
@@ -240,6 +250,18 @@ CASES = {
         classes,
         ranks=(2, 4),
         zero=False,
+    ),
+    'DPDLoss': Case(
+        dict(alpha=0.9, clip=2.0, tau=3.0), dpd_twin, same((6, 5), (2, 5, 3, 4)), classes, ranks=(2, 4), stops=True
+    ),
+    'ITALLoss': Case(
+        dict(student_channels=[3, 4], teacher_channels=[2, 4], lr=0.3, beta=0.7, tau=3.0),
+        ital_twin,
+        FMKT_SHAPES,
+        classes,
+        ranks=(),
+        zero=False,
+        stops=True,
     ),
     'DISTLoss': Case(
         dict(beta=2.0, gamma=0.5, tau=3.0),

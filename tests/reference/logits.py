@@ -51,6 +51,36 @@ def drkd(student, teacher, target, tau=6.0):
     return tau**2 * sum(values) / len(values)
 
 
+def weighted_kd(student, teacher, weights, tau):
+    """Of one weight a prediction, whose sum need not be 1."""
+    pairs = zip(predictions(student), predictions(teacher), weights, strict=True)
+    return tau**2 * sum(w * kl(softmax(t, tau), softmax(s, tau)) for s, t, w in pairs) / sum(weights)
+
+
+def dpd_weights(student, teacher, target, alpha=0.5, clip=100.0):
+    """``target``: as of :func:`dkd`; None has the weight 1."""
+    weights = []
+    for s, t, y in zip(predictions(student), predictions(teacher), target, strict=True):
+        ours, theirs = (0.0 if y is None else -math.log(softmax(x)[y]) for x in (s, t))
+        weights.append(min(max(math.exp(alpha * (ours - theirs)), 1 / clip), clip))
+    return weights
+
+
+def ital_weights(feature, student, teacher, target, lr=0.05, beta=1.0):
+    """``feature``: as the logits; ``target``: as of :func:`dkd`, None has no weight, if another one has."""
+    scores = []
+    for h, s, t, y in zip(*map(predictions, (feature, student, teacher)), target, strict=True):
+        if y is None:
+            scores.append(-math.inf)
+            continue
+        excess = [p - (k == y) for k, p in enumerate(softmax(s))]
+        gradient = [[e * x for x in (*h, 1.0)] for e in excess]  # of the last layer and its bias
+        size = sum(g * g for row in gradient for g in row)
+        towards = sum(e * (a - b) for e, a, b in zip(excess, s, t, strict=True))
+        scores.append(-beta * (lr**2 * size - 2 * lr * towards))
+    return softmax(scores)
+
+
 def dist(student, teacher, beta=1.0, gamma=1.0, tau=1.0):
     p, q = (np.array([softmax(row, tau) for row in predictions(x)]) for x in (student, teacher))
     inter = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p, q, strict=True)])

@@ -1,0 +1,7 @@
+"""ITAL: ResNet-32x4 -> ResNet-8x4 on CIFAR-100."""
+
+_base_ = '../_base_/resnet32x4-resnet8x4_1xb64_cifar100.py'
+
+model = dict(
+    terms=dict(loss_ital=dict(type='mmsokd.ITALLoss', tap=['neck', 'head.fc'], lr=0.05, tau=4.0, loss_weight=1.0))
+)
