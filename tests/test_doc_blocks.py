@@ -136,7 +136,7 @@ PAIRS = {
         student=classifier(8), teacher=classifier(12), terms=dict(loss_kd=dict(type='mmsokd.KDLoss', tap='head.fc'))
     ),
 }
-OTHERS = {'optim_wrapper', 'custom_hooks', 'default_hooks', 'train_cfg', 'stages'}  # of a config, beside its model
+OTHERS = {'optim_wrapper', 'custom_hooks', 'stages', 'online', 'guide'}  # beside a model, or what it is made of
 
 
 def statements(code):
@@ -166,8 +166,9 @@ def model_with(pair, keys):
         model['terms'] = {}
     if 'teacher' in keys:
         model['teacher'] = substituted(keys.pop('teacher'), pair)
-    if 'teachers' in keys:
+    if keys.keys() & {'teachers', 'online_teacher'}:
         del model['teacher']
+    if 'teachers' in keys:
         keys['teachers'] = {name: substituted(teacher, pair) for name, teacher in keys['teachers'].items()}
     cfg = Config(dict(model=model))
     cfg.merge_from_dict(dict(model=keys))

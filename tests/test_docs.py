@@ -71,6 +71,7 @@ def test_readme_lists_the_losses():
     text = (ROOT / 'README.md').read_text()
     losses = {name for name in mmsokd.losses.__all__ if name.endswith('Loss') and name in MODELS.module_dict}
     assert set(re.findall(r'^\| host \| `(\w+)`', text, re.M)) == losses
+    assert f'any of {len(losses)} host losses' in ' '.join(text.split())
 
 
 def test_config_page_lists_the_hooks():

@@ -1,6 +1,7 @@
 """What is measured: pairs of networks, with a host alone and with SoKD, as the shipped configs have them."""
 
 import copy
+import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -185,8 +186,16 @@ def searching_step(training: Training, mode: str | None) -> Callable[[dict], Any
     """A step of a distiller with its PolicySearchHook: ``'fused'``, ``'unrolled'``, or None once the search is over."""
     hook = PolicySearchHook(mode=mode or 'fused', search_iters=FOREVER if mode else 0)
     # What the hook reads of a Runner.
+    folder = tempfile.TemporaryDirectory()  # it writes down how the policy changes
     runner = SimpleNamespace(
-        model=training.model, optim_wrapper=training.wrapper, iter=0, max_iters=FOREVER, max_epochs=1, cfg={}
+        model=training.model,
+        optim_wrapper=training.wrapper,
+        iter=0,
+        max_iters=FOREVER,
+        max_epochs=1,
+        cfg={},
+        log_dir=folder.name,
+        _folder=folder,
     )
     hook.before_run(runner)
     hook.before_train(runner)
