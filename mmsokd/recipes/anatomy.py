@@ -172,12 +172,27 @@ def decode_head(survey: Survey) -> str:
     return f'decode_head.{len(heads) - 1}' if isinstance(heads, nn.ModuleList) else 'decode_head'
 
 
-def head_feature(survey: Survey) -> str:
-    """The tap of what a decode head's last convolution classifies.
+def head_feature(survey: Survey, task: str) -> str:
+    """The tap of what the head classifies: a decode head's last map, or a classifier's vector.
 
     Raises:
-        ValueError: it has none.
+        ValueError: there is none.
     """
+    return _head_feature_of_segmentor(survey) if task == 'segmentation' else _head_feature_of_classifier(survey)
+
+
+def _head_feature_of_classifier(survey: Survey) -> str:
+    for tap in ('neck', 'backbone'):
+        specs = survey.find(tap)
+        if len(specs) == 1 and not specs[0].size:
+            return tap
+    raise ValueError(
+        f"expected a vector (N, C) from 'neck' or 'backbone', found none in {type(survey.model).__name__}; choose taps "
+        'of your own'
+    )
+
+
+def _head_feature_of_segmentor(survey: Survey) -> str:
     head = decode_head(survey)
     classifier = survey.order.get(f'{head}.conv_seg', 0)
     before = [

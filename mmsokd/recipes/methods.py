@@ -73,6 +73,8 @@ _KNOWN = "mmsokd's choice"
 _SKD = dict(slow='simplifier')
 _DKD = dict(alpha=1.0, beta=0.5, tau=1.0)
 _DIST = dict(beta=1.0, gamma=1.0, tau=1.0)
+_DPD = dict(alpha=0.5, tau=4.0)
+_ITAL = dict(lr=0.05, tau=4.0)
 _RKD = dict(distance_weight=25.0, angle_weight=50.0)
 _FMKT = dict(steps=8, metric='dist', tau=1.0)
 _TAU4, _SIGMOID = dict(tau=4.0), dict(activation='sigmoid', tau=1.0)
@@ -93,6 +95,8 @@ HOSTS: dict[str, dict[str, Host]] = {
         'kd': Host('KDLoss', dict(loss_kd=[LOGITS]), 5.0, "MMRazor's on ImageNet", dict(tau=1.0)),
         'dkd': Host('DKDLoss', dict(loss_dkd=[LOGITS]), 1.0, "mdistiller's (the authors') on ImageNet", _DKD),
         'drkd': Host('DRKDLoss', dict(loss_drkd=[LOGITS]), 1.0, _KNOWN, dict(tau=6.0)),
+        'dpd': Host('DPDLoss', dict(loss_dpd=[LOGITS]), 1.0, _KNOWN, _DPD),
+        'ital': Host('ITALLoss', dict(loss_ital=[HEAD, LOGITS]), 1.0, _KNOWN, _ITAL),
         'dist': Host('DISTLoss', dict(loss_dist=[LOGITS]), 2.0, "MMRazor's on ImageNet", _DIST),
         'rcka': Host('RCKALoss', dict(loss_rcka=[LOGITS]), 15.0, "the authors'"),
         'studentfriendlykd': Host('StudentFriendlyKDLoss', dict(loss_skd=[LOGITS]), 1.0, _KNOWN, **_SKD),
@@ -118,6 +122,8 @@ HOSTS: dict[str, dict[str, Host]] = {
         'cwdlogits': Host('CWDLogitsLoss', dict(loss_cwd=[LOGITS]), 3.0, "the authors', on logits"),
         'dkd': Host('DKDLoss', dict(loss_dkd=[LOGITS]), 1.0, _untried('classification'), _DKD),
         'drkd': Host('DRKDLoss', dict(loss_drkd=[LOGITS]), 1.0, _KNOWN, dict(tau=6.0)),
+        'dpd': Host('DPDLoss', dict(loss_dpd=[LOGITS]), 1.0, _untried('classification'), _DPD),
+        'ital': Host('ITALLoss', dict(loss_ital=[HEAD, LOGITS]), 1.0, _untried('classification'), _ITAL),
         'dist': Host('DISTLoss', dict(loss_dist=[LOGITS]), 2.0, _untried('classification'), _DIST),
         'rcka': Host('RCKALoss', dict(loss_rcka=[LOGITS]), 15.0, _untried('classification')),
         'studentfriendlykd': Host('StudentFriendlyKDLoss', dict(loss_skd=[LOGITS]), 1.0, _KNOWN, **_SKD),
@@ -158,7 +164,7 @@ HOSTS: dict[str, dict[str, Host]] = {
 ALIASES = dict(skd='studentfriendlykd')  # as its paper calls it
 # DAM's options, as the configs of each task have them.
 AREAS = dict(
-    classification=dict(num_areas=8),
+    classification=dict(num_areas=8, feat_channels=64),
     segmentation=dict(feat_channels=64),
     detection=dict(num_areas=16),
 )

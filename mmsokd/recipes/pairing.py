@@ -95,7 +95,7 @@ class Pairing:
         if role in (STAGES, LAST_STAGES):
             return self._stages(None if role == STAGES else 3)
         if role == HEAD:
-            return [anatomy.head_feature(self.student)], [anatomy.head_feature(self.teacher)]
+            return [anatomy.head_feature(self.student, self.task)], [anatomy.head_feature(self.teacher, self.task)]
         if role in (LEVELS, FINE_LEVELS):
             find, most = anatomy.pyramid, 3 if role == FINE_LEVELS else None
         elif role == BOXES:

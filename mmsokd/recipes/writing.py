@@ -23,6 +23,7 @@ MEANINGS = dict(
     beta='weight of the other classes',
     gamma='weight of the correlation within each class',
     activation='each class by itself, as the head predicts them',
+    lr='step of the learner whose progress the teacher foresees',
     lambda_mgd="share of the student's cells that are hidden",
     patch_size='side of a patch, in cells',
     distance_weight='of the distances between pictures',
@@ -33,7 +34,11 @@ MEANINGS = dict(
     steps="of the flow from the student's feature to the prediction",
     metric='how predictions are compared',
 )
-_DIST = dict(beta='weight of the correlation between classes')  # where it means something else
+# Where they mean something else.
+_OTHERS = dict(
+    DISTLoss=dict(beta='weight of the correlation between classes'),
+    DPDLoss=dict(alpha='how much a prediction on which the teacher is ahead counts'),
+)
 
 
 class Files(NamedTuple):
@@ -163,7 +168,7 @@ def _term(term: TermPlan) -> list[str]:
     rows = [(key, repr(paths[0] if len(paths) == 1 else paths), comment) for key, (paths, comment) in taps.items()]
     if term.adapter is not None:
         rows.append(('adapter', _call(term.adapter), "the student's map is brought to the teacher's size"))
-    meanings = {**MEANINGS, **(_DIST if term.host.loss == 'DISTLoss' else {})}
+    meanings = {**MEANINGS, **_OTHERS.get(term.host.loss, {})}
     rows += [(key, repr(value), meanings[key]) for key, value in term.options.items()]
     rows.append(('loss_weight', term.weight, _source_of_weight(term)))
     lines = [f'            {key}={value},  # {comment}' for key, value, comment in rows]

@@ -9,7 +9,7 @@ from mmsokd.recipes.methods import LAST, NEXT_TO_LAST, find_method
 from mmsokd.recipes.pairing import Pairing, make_plan
 from mmsokd.recipes.sides import Side, survey_sides
 from mmsokd.recipes.survey import Survey
-from tests.builders import classifier, gfl, retinanet, segmentor
+from tests.builders import classifier, gfl, retinanet, segmentor, use_scope
 from tests.test_configs_hosts import CONFIGS, load
 
 
@@ -80,6 +80,7 @@ CIFAR = ['resnet110-resnet32', 'resnet32x4-resnet8x4', 'resnet56-resnet20', 'vgg
 @pytest.mark.parametrize('pair', CIFAR)
 def test_fitnets_taps_of_the_cifar_pairs(pair):
     """The benchmark's hint layers are the last stages but one."""
+    use_scope('mmpretrain')
     cfg = load(CONFIGS / 'classification' / 'fitnet' / f'fitnet_{pair}_1xb64_cifar100.py')
     term = cfg['model']['terms']['loss_hint']
     student, teacher = survey(cfg['model']['student'], 32), survey(Config.fromfile(cfg['model']['teacher']['cfg']), 32)
@@ -122,12 +123,13 @@ def test_heads():
     assert anatomy.box_distributions(survey(gfl(16))) == 'bbox_head[1]'
     found = survey(segmentor(8))
     assert anatomy.logits(found, 'segmentation') == 'decode_head.conv_seg'
-    assert anatomy.head_feature(found) == 'decode_head.bottleneck'
+    assert anatomy.head_feature(found, 'segmentation') == 'decode_head.bottleneck'
     found = survey(segmentor(8, decode_head=dict(
         type='FCNHead', in_channels=64, in_index=3, channels=8, num_convs=2, concat_input=False, num_classes=4,
         norm_cfg=dict(type='BN'), loss_decode=dict(type='CrossEntropyLoss'))))  # fmt: skip
-    assert anatomy.head_feature(found) == 'decode_head.convs'  # with the dropout behind it
+    assert anatomy.head_feature(found, 'segmentation') == 'decode_head.convs'  # with the dropout behind it
     assert anatomy.logits(survey(classifier(8)), 'classification') == 'head.fc'
+    assert anatomy.head_feature(survey(classifier(8)), 'classification') == 'neck'
 
 
 def test_detector_without_a_neck():
