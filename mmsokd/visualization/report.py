@@ -185,7 +185,8 @@ def _losses(run: Run) -> Html:
 def _policy(run: Run) -> Html:
     found = policies_of(run)
     if not found:
-        if method_of(run.config).kind not in ('SoKD', 'TST'):
+        method = method_of(run.config)
+        if method.kind not in ('SoKD', 'TST') or 'areas alone' in method.text:
             return page.missing('This method has no policy.')
         return page.missing(
             'There is no vis_data/policy.json in this run: it was trained without PolicySearchHook or TSTHook, or by '
@@ -197,12 +198,8 @@ def _policy(run: Run) -> Html:
             parts.append(page.heading("TST's image augmenter" if name == 'augmenter' else f'policy {name}'))
         lines = [(line['iter'], line[name]) for line in run.policy if name in line]
         ops = lines[-1][1]
-        parts.append(
-            page.text(
-                f'{len(lines)} looks from iteration {lines[0][0]} to {lines[-1][0]}; after the search a policy is only '
-                'sampled.'
-            )
-        )
+        fixed = '' if name == 'augmenter' else ' After the search a policy is only sampled.'
+        parts.append(page.text(f'{len(lines)} looks, at iterations {lines[0][0]} to {lines[-1][0]}.{fixed}'))
         parts.append(page.charts(policy_charts(run, name)))
         rows = [
             [op, f'{rate:.3f}', f'{ops["magnitude"][op]:.3f}' if op in ops['magnitude'] else '-']

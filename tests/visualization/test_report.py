@@ -196,6 +196,11 @@ def test_of_a_plain_run_and_of_one_that_has_just_begun(tmp_path):
     assert 'Not known: the metrics of the student alone' in page.sections['metrics']
     assert 'no vis_data/policy.json' in page.sections['policy']
     assert 'The log has no times' in page.sections['speed']
+    cfg = sokd_config(TEACHER, STUDENT)
+    cfg['model']['refine'] = None
+    write_run(tmp_path / 'areas', '20260101_000000', [val_row(1, mIoU=3.0)], cfg)
+    page = Page(write_report(read_run(tmp_path / 'areas'), [], ''))
+    assert 'This method has no policy.' in page.sections['policy']
 
 
 def test_strings_of_a_user_are_text(tmp_path):

@@ -6,6 +6,7 @@ The teacher's run is found by itself where its checkpoint lies in its work dir.
 """
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 
 from _reading import import_own, one_message, read, say
@@ -15,7 +16,7 @@ from mmsokd.checkpoint import write_atomically
 from mmsokd.visualization.complexity import Cost, costs_of, picture_size
 from mmsokd.visualization.describe import teacher_folders
 from mmsokd.visualization.report import write_report
-from mmsokd.visualization.runs import Run
+from mmsokd.visualization.runs import Run, read_run
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,14 +45,13 @@ def main() -> None:
     args = parse_args()
     MMLogger.get_instance('report', log_level='ERROR')  # models tell of random weights, which here are meant
     run = read(args.work_dir)
-    known = {run.folder.resolve()}
-    others = []
-    for folder in [*args.compare, *teacher_folders(run)]:
-        if folder.resolve() not in known:
-            known.add(folder.resolve())
-            others.append(read(folder))
+    others = {folder.resolve(): read(folder) for folder in args.compare}
+    for folder in teacher_folders(run):  # nobody named these: one that cannot be read is left out
+        with suppress(ValueError):
+            others.setdefault(folder.resolve(), read_run(folder))
+    others.pop(run.folder.resolve(), None)
     size = picture_size(run.config)
-    html = write_report(run, others, count(run, size), size)
+    html = write_report(run, list(others.values()), count(run, size), size)
     out = args.out or args.work_dir / 'report.html'
     with one_message():
         out.parent.mkdir(parents=True, exist_ok=True)
