@@ -23,7 +23,7 @@ from mmsokd.distillers.parts import build_part
 CLASSES = 100
 # What losses take beside what the distiller fills in; and those that compare logits.
 LOSSES: dict[str, dict[str, Any]] = {'CRDLoss': dict(num_samples=1000)}
-LOGITS = ('DISTLoss', 'DKDLoss', 'DRKDLoss', 'KDLoss', 'RCKALoss', 'StudentFriendlyKDLoss')
+LOGITS = ('DISTLoss', 'DKDLoss', 'DPDLoss', 'DRKDLoss', 'KDLoss', 'RCKALoss', 'StudentFriendlyKDLoss')
 
 
 def parse_args() -> argparse.Namespace:
