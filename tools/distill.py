@@ -64,6 +64,8 @@ def parse_args(args: Sequence[str] | None = None) -> tuple[argparse.Namespace, l
         '--trust-checkpoint', action='store_true', help='read checkpoints by pickle, which may run code'
     )
     known, rest = parser.parse_known_args(args)
+    if known.teacher is None and rest and not rest[0].startswith('-'):
+        known.teacher = rest.pop(0)  # argparse takes no second positional behind a flag
     if known.list_taps is None and known.teacher is None:
         parser.error('expected STUDENT_CONFIG and TEACHER_CONFIG, or --list-taps CONFIG')
     if known.trust_checkpoint:

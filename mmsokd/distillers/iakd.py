@@ -54,6 +54,11 @@ class Seam(BaseModule):
         }
         if transform is not None:
             check_transform(transform)
+            if transform.get('resize') is not None:
+                raise ValueError(
+                    f'transform.resize: expected none, since both networks have maps of one size at a seam, found '
+                    f'{transform["resize"]!r}'
+                )
         for name, (before, after, signed) in ways.items():
             cfg = _plain(signed) if transform is None else transform
             self.add_module(name, build_part('transform', cfg, 'adapters', in_channels=before, out_channels=after))
@@ -161,7 +166,8 @@ class IAKDDistiller(Distiller):
             at the start to 0 at three quarters of the training.
         transform: an adapter's config for the maps at the seams; by default a 1x1 convolution, BatchNorm and, where
             what is made has no negative values, ReLU.
-        kwargs: :class:`Distiller`'s, with one ``teacher``.
+        kwargs: :class:`Distiller`'s, with one ``teacher``. Its ``autocast``, ``compile`` and ``stream`` are for what
+            the terms read of it; its stages at the seams are run as the student is.
 
     Raises:
         ValueError: there is not one teacher, a stage is none, their strides differ, they contain one another, or a term
@@ -188,6 +194,8 @@ class IAKDDistiller(Distiller):
         for side in (STUDENT, TEACHER):
             _check_apart({f'{stage.key}.{side}': getattr(stage, side) for stage in found}, is_once=side == STUDENT)
         self._check_taps([stage.student for stage in found])
+        for stage in found:
+            _check_blocks(self.student, stage)
         passages = [
             pass_through(model, {f'{stage.key}.{side}': getattr(stage, side) for stage in found}, self.probe_size)
             for side, model in ((STUDENT, self.student), (TEACHER, guard.module))
@@ -200,14 +208,16 @@ class IAKDDistiller(Distiller):
     def _check_taps(self, stages: Sequence[str]) -> None:
         """A layer within a stage does not run where that is swapped."""
         readers = (*self.terms.values(), *([self.refine.regressor] if self._at is not None else []))
-        for term in readers:
-            for path in paths_of(term.student_tap):
+        taps = [(term.key_of('student_tap'), term.student_tap) for term in readers]
+        taps += [(term.key_of('teacher_tap'), term.teacher_tap) for term in readers if term.teacher_name == STUDENT]
+        for key, tap in taps:
+            for path in paths_of(tap):
                 module = parse_tap(path).module
                 around = [stage for stage in stages if module.startswith(f'{stage}.')]
                 if around:
                     raise ValueError(
-                        f"{term.key_of('student_tap')}: expected a layer that runs in every step, found '{path}' "
-                        f"within '{around[0]}', which makes way for the teacher's; tap that stage itself"
+                        f"{key}: expected a layer that runs in every step, found '{path}' within '{around[0]}', which "
+                        "makes way for the teacher's; tap that stage itself"
                     )
 
     def loss(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Tensor]:
@@ -259,6 +269,20 @@ def _check_strides(stage: Stage, student: Passage, teacher: Passage) -> None:
             f"{stage.key}: expected two layers of one stride, found {ours:.3g} in the student's '{stage.student}' and "
             f"{theirs:.3g} in the teacher's '{stage.teacher}'"
         )
+
+
+def _check_blocks(student: nn.Module, stage: Stage) -> None:
+    """OpenMMLab's blocks checkpoint what is within them, where ``with_cp`` is set; backbones only hand that on."""
+    names = stage.student.split('.')
+    for i in range(1, len(names)):
+        path = '.'.join(names[:i])
+        checkpointed = [module for module in student.get_submodule(path).modules() if getattr(module, 'with_cp', False)]
+        if checkpointed == [student.get_submodule(path)]:
+            raise ValueError(
+                f"{stage.key}.student: expected a stage outside of checkpointed blocks, found '{stage.student}' within "
+                f"'{path}', whose with_cp is True: its forward runs again in the backward, when the stage is the "
+                "student's; swap whole blocks or stages"
+            )
 
 
 def _check_parents(student: nn.Module, stage: Stage) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmsokd.distillers.base import Distiller, Levels, Needed, Replace, read_levels
-from mmsokd.distillers.teacher import PACE, Teacher
+from mmsokd.distillers.teacher import Teacher, check_no_pace
 from mmsokd.registry import MODELS
 from mmsokd.taps import FeatureTap, Probe, Tap
 
@@ -22,18 +22,13 @@ class OnlineTeacher(Teacher):
         name, source, data_preprocessor: as :class:`~mmsokd.distillers.teacher.Teacher`'s.
 
     Raises:
-        ValueError: as there, or ``source`` says how a frozen teacher is to be run (:data:`PACE`).
+        ValueError: as there, or ``source`` says how a frozen teacher is to be run.
     """
 
     frozen = False
 
     def __init__(self, name: str, source: Any, data_preprocessor: dict | None = None) -> None:
-        paced = [key for key in PACE if isinstance(source, Mapping) and 'type' not in source and key in source]
-        if paced:
-            raise ValueError(
-                f'{name}.{paced[0]}: expected none, which is for a frozen teacher; this one is trained as the student '
-                f'is, found {source[paced[0]]!r}'
-            )
+        check_no_pace(name, source)
         super().__init__(name, source, data_preprocessor)
         if self.has_weights:
             self.module.is_init = True  # MMEngine's Runner leaves these weights alone
@@ -58,8 +53,10 @@ class OnlineTeacher(Teacher):
             ValueError: as :func:`~mmsokd.distillers.base.read_levels` does.
         """
         inputs = self.prepare(inputs, data_samples)
+        # Of its own: some heads change them in place, such as RTMDet-Ins its masks, and the student's turn is next.
+        samples = [sample.clone() for sample in data_samples] if data_samples is not None else None
         with self._tap as tapped:
-            own = self.module(inputs, data_samples, mode='loss')
+            own = self.module(inputs, samples, mode='loss')
         levels = self._read(tapped)
         return levels, {f'{self.name}.{key}': value for key, value in own.items()}
 

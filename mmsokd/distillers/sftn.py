@@ -18,6 +18,7 @@ from mmsokd.distillers.face import Face
 from mmsokd.distillers.parts import build_part
 from mmsokd.distillers.schedule import Clock
 from mmsokd.distillers.stages import check_transform, parse_stages
+from mmsokd.distillers.teacher import check_no_pace
 from mmsokd.distillers.term import STUDENT, Term
 from mmsokd.registry import MODELS
 from mmsokd.taps import Features, FeatureSpec, FeatureTap, Tap, as_map, find_module, parse_tap, probe
@@ -236,6 +237,7 @@ class SFTNTeacherTrainer(Face):
 
 
 def _build_teacher(source: Any, data_preprocessor: dict | None) -> nn.Module:
+    check_no_pace(TEACHER, source)
     model = build_model(TEACHER, source, data_preprocessor)
     given = source if isinstance(source, Mapping) and 'type' not in source else {}
     if given.get('checkpoint') is not None:

@@ -1,5 +1,6 @@
 """The teacher's guard: frozen, in eval, run to its deepest tap, and part of nothing that is saved."""
 
+import inspect
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,7 +12,7 @@ from mmengine.logging import print_log
 from mmengine.model import PretrainedInit
 from torch import Tensor, nn
 
-from mmsokd.checks import check_bool, check_choice
+from mmsokd.checks import check_bool, check_choice, check_keys
 from mmsokd.distillers.build import build_model, load_weights
 from mmsokd.taps import FeatureTap, Probe, Tap, probe, run_for_taps
 
@@ -71,6 +72,17 @@ class Normalization(NamedTuple):
         )
 
 
+def check_no_pace(key: str, source: Any) -> None:
+    """Raise ValueError where ``source`` says how a frozen teacher is to be run, of one that is trained."""
+    given = source if isinstance(source, Mapping) and 'type' not in source else {}
+    for name in PACE:
+        if name in given:
+            raise ValueError(
+                f'{key}.{name}: expected none, which is for a frozen teacher; this one is trained as the student is, '
+                f'found {given[name]!r}'
+            )
+
+
 class Pace:
     """How a teacher is run, as its config says: nothing of it is on by default.
 
@@ -104,7 +116,7 @@ class Pace:
         self.stream = stream
         self.run = run_for_taps
         if compile is not False:
-            self.run = torch.compile(run_for_taps, **(compile if isinstance(compile, Mapping) else {}))
+            self.run = _compiled(f'{key}.compile', compile if isinstance(compile, Mapping) else {})
         self._side: Any = None
 
     def autocast(self, device: str) -> AbstractContextManager:
@@ -131,6 +143,19 @@ class Pace:
             current = torch.cuda.current_stream(feat.device)
             current.wait_stream(self._side)
             feat.record_stream(current)
+
+
+def _compiled(key: str, options: Mapping) -> Callable:
+    """``run_for_taps``, compiled.
+
+    Raises:
+        ValueError: ``torch.compile`` does not take ``options``.
+    """
+    check_keys(key, options, list(inspect.signature(torch.compile).parameters)[1:])
+    try:
+        return torch.compile(run_for_taps, **options)
+    except Exception as error:  # each of its parts raises what it likes
+        raise ValueError(f'{key}: expected arguments of torch.compile, found {dict(options)!r}: {error}') from error
 
 
 class Teacher:

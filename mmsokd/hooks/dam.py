@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
 from mmsokd.checks import check_integer, check_number
@@ -71,7 +71,8 @@ class DAMHook(Hook):
     def _time_to_draw(self, runner: Runner, batch_idx: int) -> bool:
         if self.draw_interval is not None:
             return self.every_n_train_iters(runner, self.draw_interval)
-        return self.end_of_epoch(runner.train_dataloader, batch_idx) or self.is_last_train_iter(runner)
+        in_epochs = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        return self.is_last_train_iter(runner) or (in_epochs and self.end_of_epoch(runner.train_dataloader, batch_idx))
 
     def _watch(self, runner: Runner, outputs: dict) -> None:
         std, cover = outputs.get('sokd.heat_std'), outputs.get('sokd.mask_cover')

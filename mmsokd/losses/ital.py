@@ -123,5 +123,6 @@ class ITALLoss(TermLoss):
             feature = feature.mean((2, 3))
         target = targets(samples, logits, self.ignore_index)
         score = teaching_score(feature, logits, theirs, target, self.lr, self.beta)
-        weight = score.flatten().softmax(0).view_as(score)
+        # Where there is no class at all, all have the lowest score, and none counts.
+        weight = score.flatten().softmax(0).view_as(score) * (target >= 0)
         return LossResult(kd_loss(logits, theirs, self.tau, weight=weight), {'ital.effective': effective(weight)})

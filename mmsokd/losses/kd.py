@@ -6,6 +6,7 @@ from torch.nn import functional as F
 from mmsokd.checks import check_choice, check_positive
 from mmsokd.losses.base import TermLoss, in_fp32
 from mmsokd.losses.logits import check_classes, check_logits, divergence
+from mmsokd.losses.weighting import mean_over_predictions
 from mmsokd.registry import MODELS
 
 
@@ -36,7 +37,7 @@ def kd_loss(
         tau: temperature; the factor tau^2 keeps the gradient's size.
         activation: ``'sigmoid'`` for channels that are decided one by one, such as a detector's anchors x classes: the
             divergences of the K Bernoulli distributions, summed over the channels as the softmax's is [ours].
-        weight: of each prediction, (N) or (N, H, W), >= 0 and of a sum > 0: the mean is weighted.
+        weight: of each prediction, (N) or (N, H, W), >= 0: the mean is weighted, and zero where they all are.
 
     Returns: scalar >= 0; zero iff the softened predictions agree.
 
@@ -46,7 +47,7 @@ def kd_loss(
     check_choice('activation', activation, ACTIVATIONS)
     check_logits(student, teacher)
     value = ACTIVATIONS[activation](student / tau, teacher / tau)
-    return tau**2 * (value.mean() if weight is None else (value * (weight / weight.sum())).sum())
+    return tau**2 * (value.mean() if weight is None else mean_over_predictions(value, weight))
 
 
 @MODELS.register_module()

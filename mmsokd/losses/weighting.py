@@ -30,6 +30,15 @@ def mean_squared_error(student: Tensor, teacher: Tensor, weight: Tensor | None =
     return mean_over_positions(F.mse_loss(student, teacher, reduction='none'), weight)
 
 
+def mean_over_predictions(value: Tensor, weight: Tensor) -> Tensor:
+    """The weighted mean of ``value``, with ``weight`` >= 0 of its shape; zero where all weights are."""
+    total = weight.sum()
+    return (value * (weight / (total + (total == 0)))).sum()
+
+
 def effective(weight: Tensor) -> Tensor:
-    """As how large a part of the predictions their weights count: 1 where all are equal, 1/n where one has it all."""
-    return weight.sum() ** 2 / (weight.numel() * weight.square().sum())
+    """As how large a part of the predictions their weights count: 1 where all are equal, 1/n where one has it all, 0
+    where none counts.
+    """
+    squares = weight.square().sum()
+    return weight.sum() ** 2 / (weight.numel() * (squares + (squares == 0)))

@@ -74,7 +74,7 @@ def costs_of(cfg: Config, size: tuple[int, int]) -> dict[str, Cost]:
     """
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     source = ConfigDict(cfg.model.copy())
-    for key in ('teacher', 'teachers'):
+    for key in ('teacher', 'teachers', 'online_teacher'):
         source[key] = _without_checkpoints(source[key]) if key in source else None
     source = {key: value for key, value in source.items() if value is not None or key in cfg.model}
     with warnings.catch_warnings():
@@ -85,7 +85,14 @@ def costs_of(cfg: Config, size: tuple[int, int]) -> dict[str, Cost]:
     costs = {model.trains: cost_of(getattr(model, model.trains), size)}
     for name, teacher in getattr(model, 'teachers', {}).items():
         costs[name if name == 'teacher' else f'teacher {name}'] = cost_of(teacher, size)
-    named = dict(terms='adapters and losses', areas='area heads', branches='branches', transforms='transforms')
+    named = dict(
+        terms='adapters and losses',
+        areas='area heads',
+        refine='regressor of refine.at',
+        swap='seams',
+        branches='branches',
+        transforms='transforms',
+    )
     parts = {text: getattr(model, key, None) for key, text in named.items()}
     learned = {text: sum(p.numel() for p in part.parameters()) for text, part in parts.items() if part is not None}
     return costs | {text: Cost(count, None) for text, count in learned.items() if count}

@@ -10,12 +10,14 @@ from mmsokd.visualization.runs import Run
 # What does not make another network.
 _NOT_ARCHITECTURE = {'init_cfg', 'pretrained', 'data_preprocessor', 'train_cfg', 'test_cfg', '_scope_', 'checkpoint'}
 _NO_TYPE = 'model'
+SFTN = 'SFTNTeacherTrainer'
+_KINDS = dict(TSTDistiller='TST', IAKDDistiller='IAKD', OnlineDistiller='EKD')
 
 
 class Method(NamedTuple):
     """What a run does."""
 
-    kind: str  # 'plain', 'host', 'SoKD', 'TST' or 'SFTN'
+    kind: str  # 'plain', 'host', 'SoKD', 'TST', 'IAKD', 'EKD' or 'SFTN'
     text: str  # 'SoKD on FitNet'
 
 
@@ -23,13 +25,13 @@ def method_of(cfg: Mapping) -> Method:
     """The method of a config, by its model."""
     model = cfg.get('model') or {}
     name = _name(model.get('type'))
-    if name == 'SFTNTeacherTrainer':
+    if name == SFTN:
         return Method('SFTN', 'SFTN, a teacher trained for its student')
     if not is_distiller(cfg):
         return Method('plain', 'training without a teacher')
     terms = (model.get('terms') or {}).values()
     hosts = list(dict.fromkeys(_name(term.get('type')).removesuffix('Loss') for term in terms))
-    kinds = ['TST'] if name == 'TSTDistiller' else []
+    kinds = [_KINDS[name]] if name in _KINDS else []
     on = name == 'SoKDDistiller'
     parts = [part for part in ('refine', 'areas') if model.get(part, {} if on else None) is not None]
     if parts:
@@ -37,13 +39,13 @@ def method_of(cfg: Mapping) -> Method:
     hosts = ', '.join(hosts) or 'no host'
     if not kinds:
         return Method('host', hosts)
-    return Method(kinds[-1].split(' ')[0], f'{" and ".join(kinds)} on {hosts}')
+    return Method(kinds[-1].split(' ')[0], ' and '.join(kinds) + (f' on {hosts}' if terms else ''))
 
 
 def is_distiller(cfg: Mapping) -> bool:
     """Whether its model is a distiller: one of ours, or somebody's with terms."""
     model = cfg.get('model') or {}
-    return 'student' in model and 'terms' in model
+    return 'student' in model and ('terms' in model or 'stages' in model) and _name(model.get('type')) != SFTN
 
 
 def students_text(cfg: Mapping) -> str:
@@ -55,8 +57,9 @@ def students_text(cfg: Mapping) -> str:
 def teachers_of(cfg: Mapping) -> dict[str, Any]:
     """Name -> what the config says of each teacher."""
     model = cfg.get('model') or {}
-    if model.get('teacher') is not None:
-        return {'teacher': model['teacher']}
+    for key in ('teacher', 'online_teacher'):
+        if model.get(key) is not None:
+            return {key: model[key]}
     return dict(model.get('teachers') or {})
 
 

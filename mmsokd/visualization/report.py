@@ -313,7 +313,7 @@ def _settings(run: Run) -> Html:
     model = cfg.get('model') or {}
     if is_distiller(cfg):
         terms = []
-        for name, term in model['terms'].items():
+        for name, term in (model.get('terms') or {}).items():
             taps = [term.get(key, term.get('tap', '-')) for key in ('student_tap', 'teacher_tap')]
             known = {'type', 'tap', 'student_tap', 'teacher_tap', 'loss_weight', 'teacher'}
             rest = ', '.join(f'{key}={value!r}' for key, value in term.items() if key not in known) or 'defaults'

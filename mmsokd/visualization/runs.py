@@ -12,6 +12,7 @@ from mmengine.config import Config
 
 Row = dict[str, Any]
 
+_END_OF_PNG = b'IEND\xaeB`\x82'
 _CLOCK = {'iter', 'epoch', 'step', 'time', 'data_time', 'memory'}  # what a row has beside what was measured
 # The names that MMEngine's CheckpointHook knows, most telling first; what is looked for is a part of the name.
 _TELLING = ('bbox_mAP', 'mAP', 'mIoU', 'accuracy/top1', 'acc', 'AR@', 'PQ', 'mDice')
@@ -285,12 +286,16 @@ def _read_test(folder: Path) -> Row:
 
 
 def _find_drawings(parts: list[Path]) -> dict[int, list[Path]]:
-    """Iteration -> the pictures that DAMHook drew there; of one name in two folders the later one."""
+    """Iteration -> the pictures that DAMHook drew there; not what a later part has gone back behind, and none that a
+    kill has cut off.
+    """
     found: dict[int, dict[str, Path]] = {}
     for part in parts:
+        first = next((row['iter'] for row in _read_rows(part / 'vis_data' / 'scalars.json') if 'iter' in row), None)
+        found = {iteration: paths for iteration, paths in found.items() if first is None or iteration < first}
         for path in sorted((part / 'vis_data' / 'vis_image').glob('areas_*.png')):
             name, _, iteration = path.stem.rpartition('_')
-            if iteration.isdigit():
+            if iteration.isdigit() and path.read_bytes().endswith(_END_OF_PNG):
                 found.setdefault(int(iteration), {})[name] = path
     return {iteration: [found[iteration][name] for name in sorted(found[iteration])] for iteration in sorted(found)}
 

@@ -352,7 +352,25 @@ def test_stages_checkpointed_themselves_are_swapped_and_others_refused(at):
         losses_of(model, batch())
 
 
+def test_a_stage_within_a_checkpointed_block_is_refused():
+    """Its forward runs again in the backward, when the stage is the student's."""
+    inside = dict(stages=['backbone.layer2.0.conv2'])
+    built(lambda: classifier(8), lambda: classifier(12), **inside)
+
+    def student():
+        cfg = classifier(8)
+        return dict(cfg, backbone=dict(cfg['backbone'], with_cp=True))
+
+    message = r"^stages\[0\]\.student: expected a stage outside of checkpointed blocks, .* within 'backbone\.layer2\.0'"
+    with pytest.raises(ValueError, match=message):
+        built(student, lambda: classifier(12), **inside)
+    built(student, lambda: classifier(12), stages=['backbone.layer2.0'])
+
+
 # ---- what is refused ------------------------------------------------------------------------------------------------
+
+
+SELF = dict(type='mmsokd.FitNetLoss', teacher='student')
 
 
 def apart(student, teacher='backbone.layer2'):
@@ -394,6 +412,14 @@ def apart(student, teacher='backbone.layer2'):
             dict(terms=dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='backbone.layer2.0.conv1'))),
             "terms.loss_hint.tap: expected a layer that runs in every step, found 'backbone.layer2.0.conv1' within "
             "'backbone.layer2'",
+        ),
+        (
+            dict(terms=dict(loss_self=dict(SELF, student_tap='backbone.layer2', teacher_tap='backbone.layer2.0'))),
+            "terms.loss_self.teacher_tap: expected a layer that runs in every step, found 'backbone.layer2.0' within ",
+        ),
+        (
+            dict(transform=dict(type='mmsokd.ConvAdapter', resize='bilinear')),
+            "transform.resize: expected none, since both networks have maps of one size at a seam, found 'bilinear'",
         ),
         (dict(teacher=None), 'teacher: expected one, whose stages are swapped in, found none'),
         (dict(swap=3), "model.swap: expected one of ['areas', "),

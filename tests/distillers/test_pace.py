@@ -75,6 +75,11 @@ def test_a_copy_shares_the_teacher():
         (dict(autocast='bf16'), r"^teacher\.autocast: expected one of .* found 'bf16'; did you mean 'bfloat16'"),
         (dict(channels_last=1), r'^teacher\.channels_last: expected'),
         (dict(compile='yes'), r'^teacher\.compile: expected'),
+        (dict(compile=dict(mod='x')), r"^teacher\.compile\.mod: .*nearest: \['mode'\]"),
+        (
+            dict(compile=dict(backend='nonsense')),
+            r"^teacher\.compile: expected arguments .* found \{'backend': 'non",
+        ),
         (dict(stream='own'), r'^teacher\.stream: expected'),
         (dict(streams=True), r"^teacher\.streams: expected one of .*nearest: \['stream'\]"),
     ],

@@ -526,6 +526,7 @@ def test_a_plain_checkpoint_fills_the_teacher(tmp_path):
         (dict(kl=dict(tap='head.fcs')), r"^kl\.tap in 'student': .*nearest: \['head\.fc'"),
         (dict(kl=dict(FC, loss_weight=-1)), r'^kl\.loss_weight: expected a number >= 0'),
         (dict(student=dict(cfg='nowhere.py')), r'^student\.cfg: expected a config file'),
+        (dict(teacher=dict(cfg='x.py', autocast='bfloat16')), r'^teacher\.autocast: expected none, which is for a'),
         (dict(teacher=dict(cfg=dict(type='Nothing'))), r'^teacher\.cfg: Nothing is not in'),
         (dict(teacher_weight=-1), r'^teacher_weight: expected a number >= 0, found -1'),
         (dict(branch_weight='1'), r"^branch_weight: expected a number >= 0, found '1'"),

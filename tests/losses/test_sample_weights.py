@@ -74,8 +74,10 @@ def test_what_has_no_class_has_no_weight():
     weights = reference.ital_weights(h.numpy(), s.numpy(), t.numpy(), target, 0.3)
     assert [w == 0 for w in weights] == [y is None for y in target]
     assert found.item() == pytest.approx(reference.weighted_kd(s.numpy(), t.numpy(), weights, 4.0), rel=1e-12)
-    nobody = loss([h, s], [h, t], [SegDataSample(gt_sem_seg=PixelData(data=torch.full((1, 2, 3), 255)))]).loss
-    torch.testing.assert_close(nobody, kd_loss(s, t, 4.0))
+    s.requires_grad_()
+    nobody = loss([h, s], [h, t], [SegDataSample(gt_sem_seg=PixelData(data=torch.full((1, 2, 3), 255)))])
+    nobody.loss.backward()
+    assert (nobody.loss, nobody.stats['ital.effective'], s.grad.abs().max()) == (0, 0, 0)
 
 
 # ---- gradients ------------------------------------------------------------------------------------------------------

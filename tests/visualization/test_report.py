@@ -126,6 +126,12 @@ def test_what_the_configs_are(runs):
     tst = dict(type='mmsokd.TSTDistiller', student=STUDENT, teacher=TEACHER, terms=terms)
     assert method_of(dict(model=tst)) == ('TST', 'TST on KD, AT')
     assert method_of(dict(model=dict(tst, refine=dict(), areas=dict()))) == ('SoKD', 'TST and SoKD on KD, AT')
+    iakd = dict(type='mmsokd.IAKDDistiller', student=STUDENT, teacher=TEACHER, stages=['backbone.layer2'])
+    assert method_of(dict(model=iakd)) == ('IAKD', 'IAKD')
+    assert students_text(dict(model=iakd)) == 'ImageClassifier (ResNet-18)'
+    ekd = dict(type='mmsokd.OnlineDistiller', student=STUDENT, online_teacher=TEACHER, terms=terms)
+    assert method_of(dict(model=ekd)) == ('EKD', 'EKD on KD, AT')
+    assert teachers_text(dict(model=ekd)) == 'ImageClassifier (ResNet-34)'
     off = dict(tst, type='mmsokd.SoKDDistiller', areas=None)
     assert method_of(dict(model=off)) == ('SoKD', 'SoKD (refine alone) on KD, AT')
     assert students_text(runs['sokd'].config) == 'ImageClassifier (ResNet-18)'

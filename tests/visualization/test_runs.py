@@ -1,8 +1,10 @@
 """What is read of a work dir is what its log says, each iteration once, however often it was resumed."""
 
+import io
 import json
 
 import pytest
+from PIL import Image
 
 from mmsokd.visualization.runs import best_of, main_metric, read_run
 from tests.builders_runs import ENVIRONMENT, config, train_row, val_row, write_run
@@ -44,6 +46,24 @@ def test_resumed_twice_each_iteration_is_shown_once_and_as_it_was_the_last_time(
     assert [row['iter'] for row in run.train] == [10, 20, 30, 40, 50, 60]
     assert run.metric('accuracy/top1') == ([1, 2, 3], [11.0, 22.0, 33.0])
     assert (run.starts, run.earlier) == (3, 0)
+
+
+def test_drawings_of_the_lost_branch_and_torn_ones_are_left_out(tmp_path):
+    whole = io.BytesIO()
+    Image.new('RGB', (8, 8)).save(whole, 'png')
+
+    def draw(stamp, iteration, content):
+        path = tmp_path / stamp / 'vis_data' / 'vis_image' / f'areas_loss_hint_0_{iteration}.png'
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        return path
+
+    write_run(tmp_path, '20260101_000000', rows_of(10, 50, 1))
+    write_run(tmp_path, '20260101_010000', rows_of(30, 40, 2), RESUMED)
+    kept = [draw('20260101_000000', 20, whole.getvalue()), draw('20260101_010000', 30, whole.getvalue())]
+    draw('20260101_000000', 50, whole.getvalue())
+    draw('20260101_010000', 40, whole.getvalue()[:-20])
+    assert read_run(tmp_path).drawings == {20: kept[:1], 30: kept[1:]}
 
 
 def test_a_validation_of_the_lost_branch_is_left_out(tmp_path):
