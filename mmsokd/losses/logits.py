@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from mmsokd.checks import check_integer
+
 
 def check_logits(student: Tensor, teacher: Tensor) -> None:
     """Raise ValueError unless both are logits (N, K) or (N, K, H, W) of one shape."""
@@ -16,7 +18,10 @@ def check_logits(student: Tensor, teacher: Tensor) -> None:
 
 def check_classes(key: str, channels: int | None) -> None:
     """Raise ValueError where a softmax would go over a single channel, and the loss be zero."""
-    if channels is not None and channels < 2:
+    if channels is None:
+        return
+    check_integer(f'{key}.teacher_channels', channels, 1)
+    if channels < 2:
         raise ValueError(f'{key}: expected at least 2 classes to choose from, found {channels} channel')
 
 

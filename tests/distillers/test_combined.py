@@ -196,20 +196,21 @@ def test_a_hook_for_distillers_beside_sftns_trainer_is_told():
 class Searching:
     """The least of a Runner that PolicySearchHook asks for; looks at the pictures that the student is given."""
 
-    def __init__(self, model):
+    def __init__(self, model, log_dir):
         self.model = model
         self.optim_wrapper = SimpleNamespace(optim_context=lambda _: nullcontext())
         self.iter, self.max_iters, self.max_epochs, self.cfg = 0, 10, 1, {}
         self.train_dataloader = [None]
+        self.log_dir = log_dir
         self.logger = logging.getLogger('combined')
         self.seen = []
         model.student.backbone.register_forward_pre_hook(lambda _, args: self.seen.append(args[0].clone()))
 
 
-def test_an_unrolled_search_sees_one_draw_of_the_pictures():
+def test_an_unrolled_search_sees_one_draw_of_the_pictures(tmp_path):
     """In its four passes those of the training step, which goes on as if there had been no search."""
     batch = raw_cls_batch(4, 32)
-    searching, plain = (Searching(build(('tst', 'sokd'))) for _ in range(2))
+    searching, plain = (Searching(build(('tst', 'sokd')), tmp_path) for _ in range(2))
     hook = PolicySearchHook(mode='unrolled', search_iters=5)
     hook.before_run(searching)
     hook.before_train(searching)
@@ -241,10 +242,10 @@ def test_a_cut_run_is_the_whole_one(tmp_path, monkeypatch, teacher):
 
 def worker(rank, folder, teacher):
     for kwargs in (dict(), dict(areas=None, **AT)):  # refined beside the teacher's forward, and in place
-        train(rank, build(METHODS, teacher, **kwargs))
+        train(rank, build(METHODS, teacher, **kwargs), folder)
 
 
-def train(rank, model):
+def train(rank, model, folder):
     """Three iterations with both hooks, on each rank's own batches: student, policy and augmenter must stay one."""
     wrapped = MMDistributedDataParallel(model)
     optim_wrapper = OptimWrapper(torch.optim.SGD(wrapped.parameters(), lr=0.01))
@@ -257,6 +258,7 @@ def train(rank, model):
         max_epochs=1,
         seed=3 + rank,
         cfg={},
+        log_dir=folder,
         logger=logging.getLogger('combined'),
         train_dataloader=DataLoader(Pictures(), batch_size=4, collate_fn=pseudo_collate),
     )

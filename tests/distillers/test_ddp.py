@@ -20,11 +20,11 @@ def worker(rank, folder):
     learning = dict(loss_host=dict(type='mmsokd.VIDLoss', tap='neck'))  # its variances, unless the areas replace it
     host_rests = dict(terms=learning, keep_host=False)
     for kwargs in (dict(), host_rests, dict(refine=at), dict(refine=shared), dict(terms=off)):
-        policy = train(rank, kwargs)
+        policy = train(rank, folder, kwargs)
         moved = (policy.magnitude - 0.5).abs().max() > 0
         assert moved == (kwargs.get('terms') is not off), kwargs  # a term at weight 0 searches nothing
     for more in (dict(mode='unrolled'), dict(accumulate=2), dict(mode='unrolled', accumulate=2)):
-        policy = train(rank, dict(), **more)
+        policy = train(rank, folder, dict(), **more)
         assert (policy.magnitude - 0.5).abs().max() > 0
     (folder / f'{rank}').write_text(str(policy.sample(1)))
     torch.manual_seed(rank)  # as MMEngine's diff_rank_seed does
@@ -32,13 +32,13 @@ def worker(rank, folder):
     (folder / f'shared_{rank}').write_text('; '.join(str(neck.sample(1)) for _ in range(3)))
 
 
-def train(rank, kwargs, mode='fused', accumulate=1):
+def train(rank, folder, kwargs, mode='fused', accumulate=1):
     """Four iterations of the student and of the policy on each rank's own batches: both must stay one."""
     torch.manual_seed(0)
     model = distiller(**kwargs).train()
     wrapped = MMDistributedDataParallel(model)
     optim_wrapper = OptimWrapper(torch.optim.SGD(wrapped.parameters(), lr=0.01), accumulate)
-    runner = SimpleNamespace(model=wrapped, optim_wrapper=optim_wrapper, iter=0, max_iters=100)
+    runner = SimpleNamespace(model=wrapped, optim_wrapper=optim_wrapper, iter=0, max_iters=100, log_dir=folder)
     hook = PolicySearchHook(mode, lr=0.1, weight_decay=0.0, log_interval=100)
     hook.before_run(runner)
     hook._end = 100

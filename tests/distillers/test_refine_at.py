@@ -87,7 +87,7 @@ def test_tokens_are_refined_as_a_map_and_the_class_token_stays():
     images, tokens = torch.zeros(2, 3, 64, 64), torch.randn(2, 65, 24)
     step = model.refine.begin(images)
     neck = model.refine.necks['shared']
-    (expected,) = neck([tokens[:, 1:].transpose(1, 2).reshape(2, 24, 8, 8)], step._draws['shared'])
+    (expected,) = neck([tokens[:, 1:].transpose(1, 2).reshape(2, 24, 8, 8)], step.draws['shared'])
     replaced = step.replace(tokens)
     assert torch.equal(replaced[:, 0], tokens[:, 0])
     assert torch.equal(replaced[:, 1:].transpose(1, 2).reshape(2, 24, 8, 8), expected)

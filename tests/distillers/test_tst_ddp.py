@@ -40,6 +40,7 @@ def worker(rank, folder):
         max_iters=4,
         max_epochs=2,
         seed=3 + rank,  # as MMEngine's diff_rank_seed gives
+        log_dir=folder,
         logger=logging.getLogger('tst'),
         train_dataloader=DataLoader(pictures(), batch_size=2, collate_fn=pseudo_collate),
     )
