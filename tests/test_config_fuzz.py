@@ -39,6 +39,8 @@ from mmsokd.areas import DistinctiveAreaDetector
 from mmsokd.augment import FeatureAugmentationNeck, ImageAugmenter
 from mmsokd.checks import is_number
 from mmsokd.distillers import SFTNTeacherTrainer
+from mmsokd.distillers.face import Face
+from mmsokd.losses import FitNetLoss
 from mmsokd.registry import MODELS
 from tests.builders import gfl, raw_batch, raw_cls_batch, raw_seg_batch, use_scope
 from tests.distillers.test_host_table import ROWS, TASKS
@@ -46,6 +48,7 @@ from tests.distillers.test_host_table import ROWS, TASKS
 COUNT = 300
 SEED = 0
 REFUSALS = (ValueError, TypeError, FileNotFoundError)  # as Distiller's documentation says
+PACE = dict(autocast=None, channels_last=False, compile=False, stream=False)
 POOL = 'the pool'  # stands for a model that is built but once
 SCOPES = dict(Classification='mmpretrain', Segmentation='mmseg', Detection='mmdet')
 BATCHES = dict(
@@ -110,7 +113,7 @@ def base(i: int, folder: Path) -> Base:
     areas = None if cls.on_logits else part(DistinctiveAreaDetector, num_areas=4, feat_channels=8)
     cfg = dict(type='mmsokd.SoKDDistiller', student=POOL, terms=dict(loss_host=term), refine=refine, areas=areas)
     cfg.update(keep_host=True, probe_size=64)
-    teacher = dict(cfg=POOL, checkpoint=str(folder / f'{task}-{host == "LD"}.pth'), trust_checkpoint=False)
+    teacher = dict(cfg=POOL, checkpoint=str(folder / f'{task}-{host == "LD"}.pth'), trust_checkpoint=False, **PACE)
     if i % 4 == 3:
         cfg['teachers'] = dict(one=teacher)
         term['teacher'] = 'one'
@@ -121,6 +124,31 @@ def base(i: int, folder: Path) -> Base:
     if i % 6 == 5:
         cfg['terms']['loss_second'] = dict(type='mmsokd.ATLoss', p=2.0, tap='backbone.layer1', refine=False)
     return Base(task, host, cfg)
+
+
+HINT = dict(loss_hint=part(FitNetLoss, tap='backbone.layer3'))
+
+
+def others() -> list[Base]:
+    """A teacher that is run in a way of its own, and the distillers whose step is another."""
+    fast = dict(
+        cfg=POOL, autocast='bfloat16', channels_last=True, compile=dict(backend='eager', dynamic=False), stream=True
+    )
+    ramp = dict(shape='cosine', start=0.9, final=0.5, begin=0, end=8, by_epoch=True)
+    stages = ['backbone.layer2', dict(teacher='backbone.layer3', student='backbone.layer3')]
+    seams = dict(
+        stages=stages, probability=ramp, transform={key: value for key, value in CONV.items() if key != 'resize'}
+    )
+    online = dict(cfg=model_config('Classification', False, 'teacher'), checkpoint=None, trust_checkpoint=False)
+    models = dict(
+        pace=dict(type='mmsokd.Distiller', teacher=fast),
+        IAKD=dict(type='mmsokd.IAKDDistiller', teacher=dict(cfg=POOL, **PACE), **seams),
+        EKD=dict(type='mmsokd.OnlineDistiller', online_teacher=online, refine=part(FeatureAugmentationNeck)),
+    )
+    return [
+        Base('Classification', name, dict(cfg, student=POOL, terms=copy.deepcopy(HINT), probe_size=64))
+        for name, cfg in models.items()
+    ]
 
 
 def sftn(task: str, **kl: Any) -> Base:
@@ -154,7 +182,7 @@ def all_bases(folder: Path) -> list[Base]:
         sftn('Segmentation', tap='decode_head.conv_seg', activation='softmax'),
         sftn('Detection', tap='bbox_head.retina_cls', activation='sigmoid'),
     ]
-    return distillers + teachers + [Base('Detection', None, hook) for hook in HOOKS]
+    return distillers + others() + teachers + [Base('Detection', None, hook) for hook in HOOKS]
 
 
 def model_config(task: str, is_ld: bool, side: str) -> dict:
@@ -491,7 +519,7 @@ def test_what_is_not_mutated_trains(bases):
 
 @pytest.mark.slow
 def test_each_is_told_or_trains(bases):
-    faults, counts, hosts = [], Counter(), set()
+    faults, counts, hosts, classes = [], Counter(), set(), set()
     for number in range(COUNT):
         mutation = drawn(bases, SEED, number)
         found = outcome(mutation)
@@ -500,9 +528,11 @@ def test_each_is_told_or_trains(bases):
             faults.append(f'{number}: {mutation}: {wrong}')
         counts[mutation.kind, found.kind] += 1
         hosts.add(mutation.base.host)
+        classes |= {MODELS.get(mutation.base.cfg['type'])} if mutation.base.host is not None else set()
     print({f'{kind}, {found}': n for (kind, found), n in sorted(counts.items())})
     assert not faults, '\n'.join(faults)
-    assert hosts == {host for _, host in ROWS} | {'SFTN', None}
+    assert classes == {cls for cls in MODELS.module_dict.values() if isinstance(cls, type) and issubclass(cls, Face)}
+    assert hosts == {host for _, host in ROWS} | {'pace', 'IAKD', 'EKD', 'SFTN', None}
     assert sum(n for (_, found), n in counts.items() if found == 'refused') > COUNT // 2
     assert sum(n for (_, found), n in counts.items() if found == 'trains') > COUNT // 10
 

@@ -16,6 +16,7 @@ from mmsokd.checks import check_bool, check_choice, check_keys
 from mmsokd.distillers.build import build_model, load_weights
 from mmsokd.taps import FeatureTap, Probe, Tap, probe, run_for_taps
 
+_INDUCTOR = 'inductor'  # PyTorch's own backend, and the default
 PACE = ('autocast', 'channels_last', 'compile', 'stream')
 
 
@@ -91,7 +92,8 @@ class Pace:
         autocast: ``'bfloat16'`` or ``'float16'``, for the teacher alone; its features come back in the batch's dtype.
             None: as the student.
         channels_last: its convolutions see maps in that memory format; its features come back in the usual one.
-        compile: True, or the arguments of ``torch.compile``, for the teacher alone.
+        compile: True, or ``backend``, ``mode``, ``options`` and ``dynamic`` of ``torch.compile``; for the teacher
+            alone.
         stream: on a GPU, run it on a CUDA stream of its own, beside the student's forward; elsewhere nothing changes.
 
     Raises:
@@ -148,10 +150,22 @@ class Pace:
 def _compiled(key: str, options: Mapping) -> Callable:
     """``run_for_taps``, compiled.
 
+    ``torch.compile`` looks at most of its arguments in the first step alone, so that they are looked at here. There is
+    no ``fullgraph``: between the networks' parts stands what is not compiled.
+
     Raises:
         ValueError: ``torch.compile`` does not take ``options``.
     """
-    check_keys(key, options, list(inspect.signature(torch.compile).parameters)[1:])
+    check_keys(key, options, ['backend', 'mode', 'options', 'dynamic'])
+    backend = options.get('backend', _INDUCTOR)
+    if not (isinstance(backend, str) or inspect.isroutine(backend)):
+        raise ValueError(f'{key}.backend: expected the name of a backend, or a function, found {backend!r}')
+    for name in ('mode', 'options'):
+        if options.get(name) is not None and backend != _INDUCTOR:
+            raise ValueError(
+                f"{key}.{name}: expected none beside a backend other than '{_INDUCTOR}', found {options[name]!r}"
+            )
+    check_choice(f'{key}.dynamic', options.get('dynamic'), [None, True, False])
     try:
         return torch.compile(run_for_taps, **options)
     except Exception as error:  # each of its parts raises what it likes

@@ -1,11 +1,13 @@
 """What more than one hook needs."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from mmengine.dist import all_reduce, get_world_size, is_main_process
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -79,9 +81,12 @@ def record_policy(runner: Runner, iteration: int, states: Mapping[str, Mapping])
     if not states or not is_main_process():
         return
     path = Path(runner.log_dir) / 'vis_data' / 'policy.json'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('a') as file:
-        file.write(json.dumps(dict(iter=iteration, **states)) + '\n')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open('a') as file:
+            file.write(json.dumps(dict(iter=iteration, **states)) + '\n')
+    except OSError as error:  # such as a full disk: it is for looking at alone, and no reason to end a training
+        print_log(f'the policy is not written down: {error}', 'current', logging.WARNING)
 
 
 def ops_state(ops: Mapping[str, tuple[float, float | None]]) -> dict[str, dict[str, float]]:
