@@ -75,22 +75,21 @@ def other_shape(rng, _):
     state = Toy().state_dict()
     name = rng.choice(list(state))
     value = state[name]
-    state[name] = rng.choice(
-        (
-            value[:1] if value.ndim else value[None],
-            value.flatten(),
-            value[None],
-            value.new_zeros(0),
-            value.repeat(2, *[1] * 9),
-        )
+    others = (
+        value[:1] if value.ndim else value[None],
+        value.flatten(),
+        value[None],
+        value.new_zeros(0),
+        value.repeat(2, *[1] * 9),
     )
+    state[name] = rng.choice([other for other in others if other.shape != value.shape])
     return saved(dict(state_dict=state), rng.random() < 0.3)
 
 
 def other_keys(rng, _):
     """Some are missing, some too many, some no text."""
-    state = Toy().state_dict()
-    for name in rng.sample(list(state), rng.randrange(3)):
+    state = toy_checkpoint()['state_dict']
+    for name in rng.sample(list(state), rng.randrange(1, 3)):
         value = state.pop(name)
         state[rng.choice((f'module.{name}', f'student.{name}', name.upper(), '', 7, ('a', 1), None))] = value
     return saved(rng.choice((state, dict(state_dict=state))), rng.random() < 0.3)
@@ -199,6 +198,10 @@ KINDS = {  # how often
 }
 
 
+# What may pass: bits that nobody reads, such as a zip's second sizes, and numbers of `meta`; a prefix that DDP writes.
+HARMLESS = {'flipped', 'overwritten', 'huge_zip_header', 'huge_pickle', 'other_keys'}
+
+
 def damaged_files(folder):
     """(kind, path) of each, from one seed."""
     rng = random.Random(0)
@@ -258,7 +261,8 @@ def test_each_is_told_or_loaded(report):
             assert len(outcome) < 700, (name, outcome)
     counts = Counter((report['kinds'][name], outcome == 'loaded') for name, outcome in outcomes.items())
     print({f'{kind}, {"loaded" if loaded else "told"}': n for (kind, loaded), n in sorted(counts.items())})
-    assert sum(n for (_, loaded), n in counts.items() if not loaded) > COUNT // 2
+    assert {kind for kind, loaded in counts if loaded} <= HARMLESS
+    assert sum(n for (_, loaded), n in counts.items() if not loaded) > 400
 
 
 def test_what_was_loaded_is_whole(report):
@@ -268,7 +272,7 @@ def test_what_was_loaded_is_whole(report):
     good = toy_checkpoint()['state_dict']
     for name in [name for name, outcome in report['outcomes'].items() if outcome == 'loaded']:
         path = report['folder'] / name
-        if report['kinds'][name] in ('truncated', 'flipped', 'overwritten') and path.read_bytes()[:2] == b'PK':
+        if path.read_bytes()[:2] == b'PK':
             model = Toy()
             load_weights('checkpoint', model, path)
             for key, value in model.state_dict().items():
