@@ -118,8 +118,14 @@ def _nearest_type(message: str) -> str:
     return f'; nearest: {nearest(name, [name for registry in registries for name in registry.module_dict])}'
 
 
-def _fits(value: Tensor, own: Tensor) -> bool:
-    return value.shape == own.shape and value.is_complex() == own.is_complex()
+def _fits(value: Any, own: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == own.shape and value.is_complex() == own.is_complex()
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return f'is no tensor but of the type {type(value).__name__}'
+    return f'has the shape {tuple(value.shape)} and is {value.dtype}'
 
 
 def load_weights(key: str, model: nn.Module, filename: str | os.PathLike, trust: bool = False) -> None:
@@ -139,7 +145,7 @@ def load_weights(key: str, model: nn.Module, filename: str | os.PathLike, trust:
     state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else checkpoint
     if not isinstance(state, dict):
         raise ValueError(f'{key}: expected a state_dict in {filename!r}, found {type(state).__name__}')
-    state = {str(name).removeprefix('module.'): v for name, v in state.items() if isinstance(v, Tensor)}
+    state = {str(name).removeprefix('module.'): value for name, value in state.items()}
     # BatchNorm's counters came late to PyTorch: old files lack them
     own = {
         name: value
@@ -152,13 +158,12 @@ def load_weights(key: str, model: nn.Module, filename: str | os.PathLike, trust:
         if any(name.startswith('student.') for name in state):
             hint = '; this is a distiller checkpoint: run tools/export_student.py on it first'
         name = wrong[0]
-        found = (
-            f'has the shape {tuple(state[name].shape)} and is {state[name].dtype}' if name in state else 'is missing'
-        )
+        found = _text(state[name]) if name in state else 'is missing'
         raise ValueError(
             f'{key}: expected weights of {type(model).__name__}, found that {len(own) - len(wrong)} of {len(own)} keys '
             f'of {filename!r} fit; the first that does not: {name!r} {found}{hint}'
         )
+    state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     surplus = len([name for name in state if name not in own and not name.endswith('num_batches_tracked')])
     if surplus:
         print_log(f'{key}: {surplus} keys of {filename} are not in the model and are left out', 'current')

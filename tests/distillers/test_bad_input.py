@@ -363,6 +363,7 @@ def test_checkpoint_of_another_architecture_says_how_many_keys_fit(tmp_path):
             torch.zeros(2, 2, dtype=torch.long),
             r"'1\.num_batches_tracked' has the shape \(2, 2\)",
         ),
+        ('1.num_batches_tracked', 3, r"'1\.num_batches_tracked' is no tensor but of the type int"),
         ('1.num_batches_tracked', torch.zeros(0, dtype=torch.long), r"'1\.num_batches_tracked' has the shape \(0,\)"),
         ('1.weight', torch.ones(3, dtype=torch.complex64), r"'1\.weight' .*complex64"),
     ],

@@ -19,7 +19,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
 from mmsokd.export import export_student, load_student
-from mmsokd.hooks import DAMHook, PolicySearchHook, dam
+from mmsokd.hooks import DAMHook, PolicySearchHook, common, dam
 from mmsokd.registry import MODELS
 from tests.builders import distiller, raw_batch, raw_seg_batch, retinanet, segmentor, step
 
@@ -226,6 +226,15 @@ def test_a_killed_run_resumes_exactly(data, tmp_path, hooks):
     assert a.keys() == b.keys()
     wrong = [name for name in a if not torch.equal(a[name], b[name])]
     assert not wrong
+
+
+def test_a_record_that_cannot_be_written_ends_no_training(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(common, 'print_log', lambda text, *_: told.append(text))
+    (tmp_path / 'vis_data').write_text('in the way')
+    common.record_policy(SimpleNamespace(log_dir=tmp_path), 3, dict(shared=dict(fires=dict(Rotate=0.1))))
+    assert len(told) == 1
+    assert str(tmp_path / 'vis_data') in told[0]
 
 
 def test_unrolled_search_moves_the_policy_and_leaves_no_trace(data, tmp_path):
