@@ -12,6 +12,7 @@ import torch
 from _measure import Variant, bytes_of
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
@@ -124,6 +125,8 @@ class Training:
         batch_size: pictures a step.
         amp: dtype of autocast, by name.
         student: whose annotations the pictures have; ``model`` itself by default.
+        iters, epochs: how long the training is, of which each step is one iteration. By default there is no end, so
+            that every schedule stays at its beginning.
     """
 
     def __init__(
@@ -134,6 +137,8 @@ class Training:
         batch_size: int,
         amp: str | None = None,
         student: nn.Module | None = None,
+        iters: int = FOREVER,
+        epochs: int = 1,
     ) -> None:
         self.device = torch.device(get_device())
         self.model = model.to(self.device)
@@ -145,6 +150,7 @@ class Training:
         self.wrapper: OptimWrapper = build_optim_wrapper(self.model, cfg)
         self._amp = getattr(torch, amp) if amp else None
         self._student = student or model
+        self._iter, self._iters, self._epochs = 0, iters, epochs
         self.resize(side, batch_size)
 
     def resize(self, side: int, batch_size: int) -> None:
@@ -168,8 +174,18 @@ class Training:
 
     def step(self, batch: dict) -> dict:
         """Forward, backward, optimizer."""
+        self._tick()
         with torch.autocast(self.device.type, self._amp, enabled=self._amp is not None and self.device.type == 'cpu'):
             return self.model.train_step(batch, self.wrapper)
+
+    def _tick(self) -> None:
+        """Tell what MMEngine's RuntimeInfoHook tells before an iteration: schedules and draws go by it."""
+        hub = MessageHub.get_current_instance()
+        epoch = self._iter * self._epochs // self._iters
+        now = dict(iter=self._iter, epoch=epoch, max_iters=self._iters, max_epochs=self._epochs)
+        for key, value in now.items():
+            hub.update_info(key, value)
+        self._iter += 1
 
     def resident(self) -> int:
         """Bytes of weights, teachers and optimizer."""

@@ -2,14 +2,18 @@
 
 python tools/benchmark/methods.py configs/classification/tin100/{kd,tst_kd}_resnet32x4-resnet8x4_4e_tin100.py --side 32
 
-Weights and pictures are random; each step is the whole of ``train_step``: forward, backward, optimizer. A config with
+Weights and pictures are random, and the same in every run; each step is the whole of ``train_step``: forward, backward,
+optimizer. The rounds, with those to warm up, are the whole of a training: what changes in its course, such as a weight
+or a probability, goes from its start to its end, so that the mean over the rounds is the training's. A config with
 SoKD's search has two rows, while it searches and afterwards. A CPU's figures are its processor time, by one thread
 unless ``--threads`` says otherwise, since wall time tells as much of what else runs there.
 """
 
 import argparse
+import statistics
 from pathlib import Path
 
+import torch
 from _cases import Training, add_sizes, load, searching_step
 from _measure import Spread, Variant, add_rounds, markdown, ratios, times, write
 
@@ -28,22 +32,29 @@ def parse_args() -> argparse.Namespace:
 def variants_of(path: str, args: argparse.Namespace) -> dict[str, Variant]:
     """Name -> a training step of the config, searching and not."""
     cfg = load(path, args.width)
+    torch.manual_seed(0)
     model = build_model('model', cfg.model, cfg.get('data_preprocessor'))
     # SFTNTeacherTrainer trains its teacher
     student = next((getattr(model, name) for name in ('student', 'teacher') if hasattr(model, name)), model)
-    training = Training(model, cfg.optim_wrapper, args.side, args.batch_size, args.amp, student)
     name = Path(path).stem
-    if getattr(model, 'refine', None) is None:
+    searches = getattr(model, 'refine', None) is not None
+    iters = (args.rounds + args.warm_up) * (2 if searches else 1)
+    epochs = cfg.get('train_cfg', {}).get('max_epochs', 1)
+    training = Training(model, cfg.optim_wrapper, args.side, args.batch_size, args.amp, student, iters, epochs)
+    if not searches:
         return {name: training.variant()}
     steps = {f'{name}, searching': 'fused', name: None}
     return {key: training.variant(searching_step(training, mode)) for key, mode in steps.items()}
 
 
 def table(seconds: dict[str, list[float]]) -> str:
-    """Median, and the middle half, of the times and of the ratios to the first one's step of the same round."""
+    """Median and middle half of times and of ratios to the first one in the same round; the ratio of the means."""
     base = next(iter(seconds.values()))
-    rows = [[name, Spread.of(own).text(1e-3, 1), ratios(own, base).text()] for name, own in seconds.items()]
-    return markdown(['step', 'ms', 'times the first'], rows)
+    rows = []
+    for name, own in seconds.items():
+        mean = statistics.mean(own) / statistics.mean(base)
+        rows.append([name, Spread.of(own).text(1e-3, 1), ratios(own, base).text(), f'{mean:.2f}'])
+    return markdown(['step', 'ms', 'times the first', 'in the mean'], rows)
 
 
 def main() -> None:
