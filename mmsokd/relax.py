@@ -16,6 +16,18 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     return hard.detach() + (soft - soft.detach())
 
 
+def reversed_gradient(value: Tensor, strength: float) -> Tensor:
+    """``value``, with its gradient turned round: what comes behind it learns one thing, what lies before the opposite.
+
+    The gradient reversal layer of Ganin and Lempitsky (arXiv:1409.7495).
+
+    Args:
+        value: any tensor.
+        strength: the gradient is multiplied by minus this.
+    """
+    return straight_through(value, -strength * value)
+
+
 def _open(u: Tensor) -> Tensor:
     """``u`` kept off 0 and 1, where the logarithms below are infinite."""
     limits = torch.finfo(u.dtype)

@@ -12,6 +12,7 @@ from mmsokd.relax import (
     gumbel,
     logistic,
     relax_gradient,
+    reversed_gradient,
     straight_through,
 )
 
@@ -176,3 +177,11 @@ def test_relax_leaves_no_graph():
     for gradients in one_relax(logits, p, weights, seed=0):
         assert not any(g.requires_grad for g in gradients)
     assert all(x.grad is None for x in (logits, p, *weights))
+
+
+def test_a_reversed_gradient_leaves_the_value():
+    x = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    found = reversed_gradient(x, 0.3)
+    assert torch.equal(found, x)
+    found.square().sum().backward()
+    torch.testing.assert_close(x.grad, -0.3 * 2 * x.detach())

@@ -1,18 +1,16 @@
 """DAFA: the teacher's feature, refined by operations that a learned policy draws."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from mmsokd.augment.control import ControlVariate
 from mmsokd.augment.feature_ops import FEATURE_OPS, Randomness, rescaled_channel_drop
 from mmsokd.augment.policy import SUB_POLICIES, Draw, Policy
+from mmsokd.augment.refining import FeatureRefiner
 from mmsokd.checks import check_bool, check_choice, check_positive
 from mmsokd.registry import MODELS
 from mmsokd.relax import (
@@ -26,7 +24,7 @@ from mmsokd.relax import (
 
 
 @MODELS.register_module()
-class FeatureAugmentationNeck(BaseModule):
+class FeatureAugmentationNeck(FeatureRefiner):
     """Differentiable Automatic Feature Augmentation, after SoKD (arXiv 2409.18785).
 
     Draws a sub-policy of two operations for each mini-batch and applies it to every level of the teacher's feature.
@@ -99,7 +97,6 @@ class FeatureAugmentationNeck(BaseModule):
         if rescale_drop:
             self.ops['ChannelDrop'] = self.ops['ChannelDrop']._replace(function=rescaled_channel_drop)
         self.searching = False
-        self._exposed: dict[str, Tensor] | None = None
         self._pending: list[tuple[dict[str, Tensor], Any]] = []
 
     # ---- draw, then apply -----------------------------------------------------------------------------------------
@@ -125,6 +122,10 @@ class FeatureAugmentationNeck(BaseModule):
                 return [self._refine(feat.detach(), draw) for feat in feats]  # no_grad alone: no op, the same tensor
         with torch.enable_grad(), torch.autocast(feats[0].device.type, enabled=False):
             return [self._search_refine(feat.detach().float(), draw) for feat in feats]
+
+    def refine(self, feats: Sequence[Tensor], target: Sequence[Tensor], draw: Draw) -> list[Tensor]:
+        """:meth:`forward`, whatever the student has."""
+        return self(feats, draw)
 
     def _refine(self, feat: Tensor, draw: Draw) -> Tensor:
         """Only what fires is computed. Everything here that steers Python lies on the host."""
@@ -195,22 +196,6 @@ class FeatureAugmentationNeck(BaseModule):
 
     # ---- search ---------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def objective(refined: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
-        """``L_aug``: half the mean squared error to the detached target, in float32, averaged over the levels."""
-        pairs = zip(refined, target, strict=True)
-        return 0.5 * torch.stack([F.mse_loss(r.float(), t.detach().float()) for r, t in pairs]).mean()
-
-    @staticmethod
-    @torch.no_grad()
-    def norm_ratio(refined: Sequence[Tensor], original: Sequence[Tensor]) -> Tensor:
-        """``|F~_t| / |F_t|`` over all levels: L_aug alone would be glad of a blank feature."""
-        ours, theirs = (
-            torch.stack([torch.linalg.vector_norm(x.float()) for x in side]).square().sum()
-            for side in (refined, original)
-        )
-        return (ours / theirs.clamp(min=1e-12)).sqrt()
-
     def search(self, objective: Tensor, draw: Draw) -> None:
         """Take the policy's gradient of ``L_aug`` and keep it, detached, for :meth:`pop_gradient`.
 
@@ -272,25 +257,13 @@ class FeatureAugmentationNeck(BaseModule):
         self._pending = []
         return {name: torch.stack([g[name] for g in gradients]).mean(0) for name in gradients[0]}
 
+    def searched_tensors(self) -> dict[str, Tensor]:
+        """The policy's; the draws within :meth:`exposed` carry its leaves, and the step that follows has their draw."""
+        return self.policy.tensors()
+
     def search_parameters(self) -> dict[str, Tensor]:
         """The live host tensors that a search optimises in place."""
         return {**self.policy.tensors(), **(self.control.tensors() if self.control is not None else {})}
-
-    @property
-    def is_exposed(self) -> bool:
-        """Whether :meth:`exposed` is active: the caller wants the graph to the policy in its own losses."""
-        return self._exposed is not None
-
-    @contextmanager
-    def exposed(self, device: torch.device | str = 'cpu') -> Iterator[dict[str, Tensor]]:
-        """Let every draw inside carry the yielded leaves, and be the draw of the step that follows."""
-        self._exposed = {
-            n: v.to(device, non_blocking=True).clone().requires_grad_() for n, v in self.policy.tensors().items()
-        }
-        try:
-            yield self._exposed
-        finally:
-            self._exposed = None
 
 
 def _by_op(draw: Draw, position: int, wanted: Tensor) -> dict[str, Tensor]:

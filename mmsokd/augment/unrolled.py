@@ -14,12 +14,13 @@ def unrolled_gradient(
     lr: float = 0.01,
     scale: float = 0.01,
     loss_scale: float = 1.0,
+    outer: Callable[[], Tensor] | None = None,
 ) -> list[Tensor]:
-    r"""Gradient for ``chi`` of the loss after one virtual SGD step of the weights (DARTS, arXiv:1806.09055, eq. 7-8).
+    r"""Gradient for ``chi`` of a loss after one virtual SGD step of the weights (DARTS, arXiv:1806.09055, eq. 7-8).
 
-    .. math:: \nabla_\chi L(w', \chi) - \eta \frac{\nabla_\chi L(w^+, \chi) - \nabla_\chi L(w^-, \chi)}{2 \epsilon}
+    .. math:: \nabla_\chi L_o(w', \chi) - \eta \frac{\nabla_\chi L(w^+, \chi) - \nabla_\chi L(w^-, \chi)}{2 \epsilon}
 
-    with :math:`w' = w - \eta \nabla_w L(w, \chi)`, :math:`v = \nabla_{w'} L(w', \chi)`, :math:`w^\pm = w \pm
+    with :math:`w' = w - \eta \nabla_w L(w, \chi)`, :math:`v = \nabla_{w'} L_o(w', \chi)`, :math:`w^\pm = w \pm
     \epsilon v` and :math:`\epsilon = scale / \|v\|`. The first, direct term is left out in the authors' fork.
 
     Args:
@@ -30,15 +31,16 @@ def unrolled_gradient(
         scale: of epsilon.
         loss_scale: what the loss is multiplied by before each backward, and its gradients are divided by after it, so
             that gradients in half precision do not vanish (a GradScaler's scale).
+        outer: recomputes :math:`L_o`, what the step is judged by; L by default.
 
     Returns: one gradient for each of ``chi``; NaN if a scaled gradient of the weights overflowed. Four calls of
-    ``loss``.
+    ``loss``, of which the second is ``outer``'s, if it is there.
     """
     weights, chi = list(weights), list(chi)
     with _restored(weights) as original:
         step, finite = _or_zero(_grad(loss(), weights, loss_scale))
         _set(weights, original, step, -lr)
-        both = _grad(loss(), [*weights, *chi], loss_scale)
+        both = _grad((outer or loss)(), [*weights, *chi], loss_scale)
         (v, also_finite), direct = _or_zero(both[: len(weights)]), both[len(weights) :]
         norm = torch.stack([g.float().square().sum() for g in v]).sum().sqrt().clamp(min=1e-12)
         epsilon = scale / norm

@@ -73,12 +73,11 @@ def build_part(key: str, cfg: Any, room: str, **found: Any) -> nn.Module:
         return MODELS.build(cfg)
 
 
-def check_part(key: str, part: nn.Module, kind: type) -> None:
-    """Raise ValueError unless ``part`` is a ``kind``, of those that are in its room."""
-    if not isinstance(part, kind):
-        raise ValueError(
-            f"{key}.type: expected 'mmsokd.{kind.__name__}' or one derived from it, found {type(part).__name__}"
-        )
+def check_part(key: str, part: nn.Module, *kinds: type) -> None:
+    """Raise ValueError unless ``part`` is one of ``kinds``, of those that are in its room."""
+    if not isinstance(part, kinds):
+        names = ', '.join(f"'mmsokd.{kind.__name__}'" for kind in kinds)
+        raise ValueError(f'{key}.type: expected {names} or one derived from it, found {type(part).__name__}')
 
 
 def _bases(cls: type) -> Iterable[type]:

@@ -10,7 +10,7 @@ import torch
 from mmengine.model import BaseModule, ModuleDict, ModuleList
 from torch import Tensor
 
-from mmsokd.augment import FeatureAugmentationNeck
+from mmsokd.augment import FeatureAugmentationNeck, FeatureRefiner, KnowledgeRefiner, Policy
 from mmsokd.checks import check_choice
 from mmsokd.distillers.parts import build_part, check_part
 from mmsokd.distillers.term import STUDENT, Term
@@ -36,7 +36,7 @@ class Regressor(Term):
     ranks = (4,)
     resize_by = "resize='bilinear'"
 
-    def __init__(self, neck: FeatureAugmentationNeck, teachers: Sequence[str]) -> None:
+    def __init__(self, neck: FeatureRefiner, teachers: Sequence[str]) -> None:
         cfg = dict(
             type='mmsokd.FitNetLoss',
             student_tap=neck.student_at or neck.at,
@@ -52,10 +52,10 @@ class Regressor(Term):
 
 
 class Refiner(BaseModule):
-    """The augmentation policy, or one a term, and the regressor that ``at`` needs.
+    """The augmentation policy, or one a term, or Meta-KD's networks; and the regressor that ``at`` needs.
 
     Args:
-        cfg: config of a :class:`~mmsokd.augment.FeatureAugmentationNeck`.
+        cfg: config of a :class:`~mmsokd.augment.FeatureRefiner`.
         teachers: the names of the distiller's.
 
     Raises:
@@ -66,7 +66,7 @@ class Refiner(BaseModule):
         super().__init__()
         self._cfg = cfg
         neck = build_part('refine', cfg, 'augment')
-        check_part('refine', neck, FeatureAugmentationNeck)
+        check_part('refine', neck, FeatureAugmentationNeck, KnowledgeRefiner)
         self.necks = ModuleDict({_SHARED: neck})
         self.regressor = Regressor(neck, teachers) if neck.at is not None else None
 
@@ -117,9 +117,12 @@ class Refiner(BaseModule):
                 'from which its logits follow, or refine=None'
             )
         if neck.per_term:
-            self.necks = ModuleDict({name: build_part('refine', self._cfg, 'augment') for name in self.names})
-            for salt, neck in enumerate(self.necks.values()):
-                neck.policy.salt = salt
+            necks = {
+                name: build_part('refine', self._cfg, 'augment', channels=terms[name].channels) for name in self.names
+            }
+            self.necks = ModuleDict(necks)
+            for salt, policy in enumerate(self.policies):
+                policy.salt = salt
 
     def _check_at(self, terms: Mapping[str, Term], followers: Mapping[str, Term], teacher: Probe) -> None:
         stubborn = [name for name, term in followers.items() if not term.wants_refine]
@@ -143,6 +146,11 @@ class Refiner(BaseModule):
                 'refine.at: expected a layer of the teacher that gives its whole output in one call, without an '
                 f"index, such as 'backbone.layer3', found '{self.at}'"
             )
+
+    @property
+    def policies(self) -> list[Policy]:
+        """Those of the necks that have one."""
+        return [neck.policy for neck in self.necks.values() if isinstance(neck, FeatureAugmentationNeck)]
 
     def begin(self, inputs: Tensor) -> 'RefineStep':
         """Draw for one step on the batch ``inputs``."""
@@ -177,7 +185,7 @@ class RefineStep:
         neck = self._refiner.necks[policy]
         key = (policy, *source)
         if key not in self._done:
-            self._done[key] = neck(feats, self.draws[policy])
+            self._done[key] = neck.refine(feats, target, self.draws[policy])
             self._ratios.append(neck.norm_ratio(self._done[key], feats))
         refined = self._done[key]
         self._objectives[policy].append(neck.objective(refined, target))
@@ -221,8 +229,9 @@ class RefineStep:
         if objectives:
             stats['sokd.aug'] = torch.stack(objectives).mean()
             stats['sokd.norm_ratio'] = torch.stack(self._ratios).mean()
-        entropies = [neck.policy.entropy() for neck in self._refiner.necks.values()]
-        stats['sokd.policy_entropy'] = torch.tensor(sum(entropies) / len(entropies))
+        entropies = [policy.entropy() for policy in self._refiner.policies]
+        if entropies:
+            stats['sokd.policy_entropy'] = torch.tensor(sum(entropies) / len(entropies))
         return stats
 
 

@@ -1,19 +1,16 @@
 """Searches the augmentation policy while the student trains, then freezes it."""
 
-import copy
 import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmsokd.augment import FeatureAugmentationNeck, ImageAugmenter, unrolled_gradient
+from mmsokd.augment import FeatureAugmentationNeck
 from mmsokd.checks import check_choice, check_integer, check_number, check_pair
 from mmsokd.hooks.common import (
     distiller_of,
@@ -23,6 +20,7 @@ from mmsokd.hooks.common import (
     record_policy,
     save_as_it_is,
 )
+from mmsokd.hooks.unrolling import has_checkpointing, unrolled_passes
 from mmsokd.registry import HOOKS
 
 _LINES = 100  # of policy.json, for the whole search
@@ -107,7 +105,7 @@ class PolicySearchHook(Hook):
         distiller = distiller_of(runner)
         if distiller.refine is None:
             return
-        self._necks = dict(distiller.refine.necks.items())
+        self._necks = {n: x for n, x in distiller.refine.necks.items() if isinstance(x, FeatureAugmentationNeck)}
         for name, neck in self._necks.items():
             if self.mode == 'unrolled' and (neck.at is not None or neck.estimator == 'relax'):
                 raise ValueError(
@@ -122,8 +120,7 @@ class PolicySearchHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Find how long to search."""
-        checkpointed = any(getattr(module, 'with_cp', False) for module in distiller_of(runner).modules())
-        if self.mode == 'unrolled' and (checkpointed or runner.cfg.get('activation_checkpointing')):
+        if self.mode == 'unrolled' and has_checkpointing(runner):
             raise ValueError(
                 "PolicySearchHook.mode: expected 'fused' beside activation checkpointing (with_cp, "
                 "activation_checkpointing), which torch.autograd.grad does not pass, found 'unrolled'"
@@ -152,7 +149,7 @@ class PolicySearchHook(Hook):
         searching = runner.iter < self._end
         for neck in self._necks.values():
             neck.searching = searching and self.mode == 'fused'
-        if searching and self.mode == 'unrolled':
+        if searching and self.mode == 'unrolled' and self._necks:
             for name, gradient in self._unrolled(runner, data_batch).items():
                 self._necks[name].push_gradient(gradient)
             if self._is_update(runner):
@@ -212,36 +209,9 @@ class PolicySearchHook(Hook):
         self._skipped = True
 
     def _unrolled(self, runner: Runner, data_batch: Any) -> dict[str, dict[str, Tensor]]:
-        """The gradient of the training loss after a virtual step, every pass with one draw and one random state.
-
-        The step that follows draws as if these passes had not been.
-
-        With several ranks each makes the virtual step of its own batch; the results are averaged.
-        """
-        distiller = distiller_of(runner)
-        weights = [p for p in distiller.parameters() if p.requires_grad]
-        device = weights[0].device
-        with ExitStack() as stack:
-            chis = {name: stack.enter_context(neck.exposed(device)) for name, neck in self._necks.items()}
-            restore = stack.enter_context(_untouched(distiller))
-            # A copy: some batch augmentations change the boxes in place, and the ordinary step comes after.
-            data = distiller.data_preprocessor(copy.deepcopy(data_batch), True)
-            states = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == 'cuda' else None
-
-            def loss() -> Tensor:
-                restore()  # a bank or a clock of draws that the last pass moved would make this one another function
-                torch.set_rng_state(states[0])
-                if states[1] is not None:
-                    torch.cuda.set_rng_state(states[1], device)
-                # A fresh autocast each time: it caches half-precision weights, which the passes change.
-                with runner.optim_wrapper.optim_context(distiller):
-                    return distiller.parse_losses(distiller(**data, mode='loss'))[0]
-
-            leaves = [leaf for chi in chis.values() for leaf in chi.values()]
-            scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)  # AmpOptimWrapper's
-            scale = scaler.get_scale() if scaler is not None else 1.0
-            gradients = iter(unrolled_gradient(loss, weights, leaves, lr=self.virtual_lr, loss_scale=scale))
-            return {name: {key: next(gradients).cpu() for key in chi} for name, chi in chis.items()}
+        """The gradient of the training loss after a virtual step, on the host."""
+        found = unrolled_passes(runner, data_batch, self._necks, self.virtual_lr)
+        return {name: {key: value.cpu() for key, value in gradient.items()} for name, gradient in found.items()}
 
     def _watch_change(self, runner: Runner) -> None:
         """Tell of a policy that has not been searched, as by a few steps of a rate that was made for thousands."""
@@ -297,28 +267,3 @@ class PolicySearchHook(Hook):
         for name, state in checkpoint.get('policy_search', {}).items():
             if name in self._optimizers:
                 self._optimizers[name].load_state_dict(state)
-
-
-@contextmanager
-def _untouched(model: nn.Module) -> Iterator[Callable[[], None]]:
-    """Undo what extra passes do to buffers (BatchNorm's running statistics, memory banks) and to TST's clock of draws.
-
-    Gives a function that does so at once.
-    """
-    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    versions = [buffer._version for buffer, _ in saved]
-    clocks = [(module, module.draws) for module in model.modules() if isinstance(module, ImageAugmenter)]
-
-    @torch.no_grad()
-    def restore() -> None:
-        for i, (buffer, value) in enumerate(saved):
-            if buffer._version != versions[i]:  # frozen statistics never change, and a bank may be large
-                buffer.copy_(value)
-                versions[i] = buffer._version
-        for augmenter, draws in clocks:
-            augmenter.draws = draws
-
-    try:
-        yield restore
-    finally:
-        restore()

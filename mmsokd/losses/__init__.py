@@ -1,5 +1,6 @@
 """Losses: tensors in, a scalar out; one paper a file, a function and a thin module."""
 
+from mmsokd.losses.ackd import ACKDLoss, attention_fusion, discriminator_loss
 from mmsokd.losses.at import ATLoss, at_loss
 from mmsokd.losses.base import LossResult, TermLoss, in_fp32
 from mmsokd.losses.cka import PCKALoss, RCKALoss, linear_cka, pcka_loss, rcka_loss
@@ -25,6 +26,7 @@ from mmsokd.losses.sp import SPLoss, sp_loss
 from mmsokd.losses.vid import VIDLoss, vid_loss
 
 __all__ = [
+    'ACKDLoss',
     'ATLoss',
     'CRDLoss',
     'CWDLogitsLoss',
@@ -53,8 +55,10 @@ __all__ = [
     'VIDLoss',
     'advantage_weight',
     'at_loss',
+    'attention_fusion',
     'channel_loss',
     'cwd_loss',
+    'discriminator_loss',
     'dist_loss',
     'dkd_loss',
     'fgd_focal_loss',

@@ -89,6 +89,15 @@ class StageHead(nn.Module):
         return logits if dense else pooled(logits)
 
 
+def check_stages(stages: Sequence[Tensor]) -> None:
+    """Raise ValueError unless all are maps."""
+    for stage in stages:
+        if stage.dim() != 4:
+            raise ValueError(
+                f'expected maps (N, C, H, W) for all stages, found {tuple(stage.shape)}; tap the output last'
+            )
+
+
 @MODELS.register_module()
 class MTKDSSRLoss(TermLoss):
     r"""After MTKD-SSR (Gou et al., Multi-target Knowledge Distillation via Student Self-reflection, IJCV 131, 2023).
@@ -218,11 +227,7 @@ class MTKDSSRLoss(TermLoss):
     def responses(self, levels: Sequence[Tensor], heads: Sequence[StageHead]) -> list[Tensor]:
         """Stage by stage: the auxiliary heads', and those that are levels themselves."""
         stages, given = levels[: self.num_stages], levels[self.num_stages :]
-        for stage in stages:
-            if stage.dim() != 4:
-                raise ValueError(
-                    f'expected maps (N, C, H, W) for all stages, found {tuple(stage.shape)}; tap the output last'
-                )
+        check_stages(stages)
         dense = given[-1].dim() == 4
         return [*(head(stage, dense) for head, stage in zip(heads, stages, strict=False)), *given]
 

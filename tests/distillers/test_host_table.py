@@ -14,7 +14,7 @@ from tests import builders
 from tests.builders import classifier, gfl, raw_batch, raw_cls_batch, raw_seg_batch, retinanet, segmentor
 
 STAGES = [f'backbone.layer{i}' for i in (1, 2, 3, 4)]
-STEPS = {'CRD': (60, 0.001), 'ReviewKD': (60, 0.01)}  # and the learning rate
+STEPS = {'CRD': (60, 0.001), 'ReviewKD': (60, 0.01), 'ACKD': (60, 0.005)}  # and the learning rate
 
 
 class Task(NamedTuple):
@@ -53,6 +53,7 @@ TASKS = {
             'FMKT': dict(tap=['backbone.layer4', 'head.fc']),
             'DPD': dict(tap='head.fc', loss_weight=20.0),
             'ITAL': dict(tap=['neck', 'head.fc'], loss_weight=20.0),
+            'ACKD': dict(tap=[*STAGES, 'head.fc'], head_channels=8),
         },
     ),
     'Segmentation': Task(
@@ -82,6 +83,7 @@ TASKS = {
             'FMKT': dict(tap=['decode_head.bottleneck', 'decode_head.conv_seg']),
             'DPD': dict(tap='decode_head.conv_seg', loss_weight=20.0),
             'ITAL': dict(tap=['decode_head.bottleneck', 'decode_head.conv_seg'], loss_weight=20.0),
+            'ACKD': dict(tap=[*STAGES, 'decode_head.conv_seg'], head_channels=8),
         },
     ),
     'Detection': Task(

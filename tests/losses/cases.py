@@ -12,7 +12,7 @@ from mmsokd.losses import TermLoss
 from mmsokd.losses.mgd import draw_mask
 from mmsokd.registry import MODELS
 from tests.losses.common import arrays, boxed, in_cells, shake
-from tests.reference import crd, dense, logits, losses, mtkdssr, relation, skd
+from tests.reference import ackd, crd, dense, logits, losses, mtkdssr, relation, skd
 from tests.reference.plain import nearest
 
 BOXES = [[(4, 6, 30, 20), (10, 0, 17, 40)], []]  # pixels of a 40 x 48 batch
@@ -189,6 +189,33 @@ def ssr_twin(loss, s, t, **kwargs):
     return sum(weight * part for weight, part in zip(SSR.values(), parts, strict=True))
 
 
+ACKD = dict(student_channels=[2, 3, 4], teacher_channels=[4, 2, 4], tau=2.0, head_channels=3, adversarial_weight=0.3)
+ACKD_WEIGHTS = dict(auxiliary_weight=0.7, teacher_weight=0.9, fused_weight=0.4)
+
+
+def ackd_nets(loss, trained=True):
+    """The layers, by the twin's names, with BatchNorm's kept statistics unless it is ``trained``."""
+
+    def learner(module):
+        norm = module.conv.norm
+        kept = None if trained else tuple(arrays(norm.running_mean, norm.running_var))
+        layers = [*arrays(module.conv.conv.weight, norm.weight, norm.bias), kept, True]
+        return [*layers, *arrays(module.classify.weight, module.classify.bias)]
+
+    first, _, last = loss.discriminate
+    return dict(
+        learners=[learner(x) for x in loss.learners],
+        query=arrays(loss.query)[0],
+        classify=arrays(loss.classify.weight, loss.classify.bias),
+        judge=arrays(first.weight, first.bias, last.weight, last.bias),
+    )
+
+
+def ackd_twin(loss, s, t):
+    found = ackd.parts(s, t, ackd_nets(loss), ssr_labels(s[-1].shape), 2.0, loss.signed)
+    return sum(weight * part for weight, part in zip((*ACKD_WEIGHTS.values(), 1), found, strict=True))
+
+
 FMKT = dict(student_channels=[3, 4], teacher_channels=[2, 4], steps=3, tau=2.0)
 FMKT_SHAPES = [  # feature and logits: maps to vectors, vectors to vectors, maps to maps
     ([(5, 3, 2, 3), (5, 4)], [(5, 2, 4, 4), (5, 4)]),
@@ -353,6 +380,24 @@ CASES = {
         ),
         lambda loss, s, t: ssr_twin(loss, s, t, activation='sigmoid', review='all'),
         [tuple([*side, (3, 4, 4, 3), (3, 4, 2, 2)] for side in STAGES)],
+        classes,
+        ranks=(),
+        zero=False,
+        stops=True,
+    ),
+    'ACKDLoss': Case(
+        dict(**ACKD, **ACKD_WEIGHTS, signed=[True, False, True]),
+        ackd_twin,
+        [PICTURES, SEGMENTS],
+        classes,
+        ranks=(),
+        zero=False,
+        stops=True,
+    ),
+    'ACKDLoss of signed features': Case(
+        dict(**ACKD, **ACKD_WEIGHTS, signed=[False, True, True]),
+        ackd_twin,
+        [PICTURES, SEGMENTS, (SEGMENTS[0], [*SEGMENTS[1][:-1], (3, 4, 3, 2)])],
         classes,
         ranks=(),
         zero=False,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mmsokd.distillers import Distiller
 from mmsokd.distillers.build import build_model
 from mmsokd.distillers.rehearsal import blank_samples
-from mmsokd.hooks import PolicySearchHook
+from mmsokd.hooks import MetaRefineHook, PolicySearchHook
 from mmsokd.taps import FeatureTap, run_for_taps
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
@@ -221,6 +221,20 @@ def searching_step(training: Training, mode: str | None) -> Callable[[dict], Any
         out = training.step(batch)
         hook.after_train_iter(runner, 0, batch, out)
         return out
+
+    return step
+
+
+def meta_step(training: Training, hook: MetaRefineHook) -> Callable[[dict], Any]:
+    """A step of a distiller with its MetaRefineHook, which has its extra passes every few iterations alone."""
+    runner = SimpleNamespace(model=training.model, optim_wrapper=training.wrapper, iter=0, cfg={})
+    hook.before_run(runner)
+    hook.before_train(runner)
+
+    def step(batch: dict) -> dict:
+        hook.before_train_iter(runner, 0, batch)
+        runner.iter += 1
+        return training.step(batch)
 
     return step
 

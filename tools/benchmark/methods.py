@@ -5,8 +5,9 @@ python tools/benchmark/methods.py configs/classification/tin100/{kd,tst_kd}_resn
 Weights and pictures are random, and the same in every run; each step is the whole of ``train_step``: forward, backward,
 optimizer. The rounds, with those to warm up, are the whole of a training: what changes in its course, such as a weight
 or a probability, goes from its start to its end, so that the mean over the rounds is the training's. A config with
-SoKD's search has two rows, while it searches and afterwards. A CPU's figures are its processor time, by one thread
-unless ``--threads`` says otherwise, since wall time tells as much of what else runs there.
+SoKD's search has two rows, while it searches and afterwards; one with Meta-KD's refiner has its hook's extra passes as
+often as the config says, of which the mean tells. A CPU's figures are its processor time, by one thread unless
+``--threads`` says otherwise, since wall time tells as much of what else runs there.
 """
 
 import argparse
@@ -14,10 +15,11 @@ import statistics
 from pathlib import Path
 
 import torch
-from _cases import Training, add_sizes, load, searching_step
+from _cases import Training, add_sizes, load, meta_step, searching_step
 from _measure import Spread, Variant, add_rounds, markdown, ratios, times, write
 
 from mmsokd.distillers.build import build_model
+from mmsokd.registry import HOOKS
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,10 +39,14 @@ def variants_of(path: str, args: argparse.Namespace) -> dict[str, Variant]:
     # SFTNTeacherTrainer trains its teacher
     student = next((getattr(model, name) for name in ('student', 'teacher') if hasattr(model, name)), model)
     name = Path(path).stem
-    searches = getattr(model, 'refine', None) is not None
+    refiner = getattr(model, 'refine', None)
+    searches = bool(refiner and refiner.policies)
     iters = (args.rounds + args.warm_up) * (2 if searches else 1)
     epochs = cfg.get('train_cfg', {}).get('max_epochs', 1)
     training = Training(model, cfg.optim_wrapper, args.side, args.batch_size, args.amp, student, iters, epochs)
+    if refiner is not None and not searches:
+        (hook,) = [hook for hook in cfg.custom_hooks if hook.type == 'mmsokd.MetaRefineHook']
+        return {name: training.variant(meta_step(training, HOOKS.build(hook)))}
     if not searches:
         return {name: training.variant()}
     steps = {f'{name}, searching': 'fused', name: None}
