@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(p for p in (ROOT / 'configs').rglob('*.py') if '_base_' not in p.parts)
 # Not what the models of a folder share, its data and schedule. CIFAR-100's have tests of their own.
 MODEL_CONFIGS = [p for p in CONFIGS if p.stem not in (p.parent.name, 'shapes') and 'cifar' not in p.name]
-NO_HOSTS = ('ekd', 'iakd', 'kcd', 'sokd', 'sftn', 'tst')  # folders of what is no loss
+NO_HOSTS = ('ekd', 'iakd', 'kcd', 'metakd', 'sokd', 'sftn', 'tst')  # folders of what is no loss
 HOSTS = [p for p in CONFIGS if p.name.startswith(f'{p.parent.name}_') and p.parent.name not in NO_HOSTS]  # alone
 FAMILIES = {
     'detection/sokd': {'faster-rcnn', 'retinanet', 'fcos', 'gfl'},

@@ -54,7 +54,6 @@ class KnowledgeRefiner(FeatureRefiner):
 
     Args:
         hidden: D, between both convolutions.
-        channels: of each level; the distiller fills them in.
 
     Raises:
         ValueError: ``hidden`` is no positive integer.
@@ -62,17 +61,20 @@ class KnowledgeRefiner(FeatureRefiner):
 
     per_term = True
 
-    def __init__(self, hidden: int = 64, channels: Sequence[int] = (), init_cfg: dict | None = None) -> None:
+    def __init__(self, hidden: int = 64, init_cfg: dict | None = None) -> None:
         super().__init__(init_cfg)
         check_integer('refine.hidden', hidden, 1)
-        self.num_levels = len(channels)
-        for level, width in enumerate(channels):
-            reduce = nn.Linear(2 * width + 1, hidden)  # its way of drawing weights
-            values = reduce.weight, reduce.bias, torch.zeros(width, hidden), torch.zeros(width)
-            for name, value in zip(NAMES, values, strict=True):
-                self.register_buffer(f'{name}_{level}', value.detach().clone())
+        self.hidden = hidden
         self.is_trained = False  # a hook says so
         self._held: list[Tensor] | None = None
+
+    def connect(self, channels: Sequence[int]) -> None:
+        """Build a network for each level."""
+        for level, width in enumerate(channels):
+            reduce = nn.Linear(2 * width + 1, self.hidden)  # its way of drawing weights
+            values = reduce.weight, reduce.bias, torch.zeros(width, self.hidden), torch.zeros(width)
+            for name, value in zip(NAMES, values, strict=True):
+                self.register_buffer(f'{name}_{level}', value.detach().clone())
 
     def refine(self, feats: Sequence[Tensor], target: Sequence[Tensor], draw: Any) -> list[Tensor]:
         """See :class:`FeatureRefiner`; in float32 at least."""

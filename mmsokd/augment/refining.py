@@ -16,7 +16,7 @@ class FeatureRefiner(BaseModule):
     Attributes:
         at, student_at, resize, teacher: as of :class:`~mmsokd.augment.FeatureAugmentationNeck`; None where the feature
             is refined beside the teacher's forward alone.
-        per_term: each term has one of its own, which is built with the ``channels`` of its levels, if it takes them.
+        per_term: each term has one of its own.
         searching: whether the training forward itself gives the search its gradient.
     """
 
@@ -30,6 +30,9 @@ class FeatureRefiner(BaseModule):
     def __init__(self, init_cfg: dict | None = None) -> None:
         super().__init__(init_cfg)
         self._exposed: dict[str, Tensor] | None = None
+
+    def connect(self, channels: Sequence[int]) -> None:
+        """Build what depends on the widths of a term's levels, where each term has one of its own; nothing by default."""
 
     def sample(self, batch_size: int, device: torch.device | str = 'cpu') -> Any:
         """What :meth:`refine` draws for one step; nothing by default."""

@@ -117,10 +117,9 @@ class Refiner(BaseModule):
                 'from which its logits follow, or refine=None'
             )
         if neck.per_term:
-            necks = {
-                name: build_part('refine', self._cfg, 'augment', channels=terms[name].channels) for name in self.names
-            }
-            self.necks = ModuleDict(necks)
+            self.necks = ModuleDict({name: build_part('refine', self._cfg, 'augment') for name in self.names})
+            for name, neck in self.necks.items():
+                neck.connect(terms[name].channels)
             for salt, policy in enumerate(self.policies):
                 policy.salt = salt
 

@@ -101,6 +101,7 @@ HOSTS: dict[str, dict[str, Host]] = {
         'rcka': Host('RCKALoss', dict(loss_rcka=[LOGITS]), 15.0, "the authors'"),
         'studentfriendlykd': Host('StudentFriendlyKDLoss', dict(loss_skd=[LOGITS]), 1.0, _KNOWN, **_SKD),
         'mtkdssr': Host('MTKDSSRLoss', dict(loss_ssr=[STAGES, LOGITS]), 1.0, _KNOWN),
+        'ackd': Host('ACKDLoss', dict(loss_ackd=[STAGES, LOGITS]), 1.0, _KNOWN),
         'fmkt': Host('FMKTLoss', dict(loss_fmkt=[LAST, LOGITS]), 1.0, "the authors' on ImageNet", _FMKT),
     },
     'segmentation': {
@@ -128,6 +129,7 @@ HOSTS: dict[str, dict[str, Host]] = {
         'rcka': Host('RCKALoss', dict(loss_rcka=[LOGITS]), 15.0, _untried('classification')),
         'studentfriendlykd': Host('StudentFriendlyKDLoss', dict(loss_skd=[LOGITS]), 1.0, _KNOWN, **_SKD),
         'mtkdssr': Host('MTKDSSRLoss', dict(loss_ssr=[LAST_STAGES, LOGITS]), 1.0, _KNOWN),
+        'ackd': Host('ACKDLoss', dict(loss_ackd=[LAST_STAGES, HEAD, LOGITS]), 1.0, _KNOWN),
         'fmkt': Host('FMKTLoss', dict(loss_fmkt=[HEAD, LOGITS]), 1.0, _untried('classification'), _FMKT),
     },
     'detection': {

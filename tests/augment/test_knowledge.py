@@ -15,8 +15,9 @@ def weights(channels, hidden=3, seed=5):
     return [feats(seed + i, shape) for i, shape in enumerate(shapes)]
 
 
-def trained(**kwargs):
+def trained(channels, **kwargs):
     refiner = KnowledgeRefiner(**kwargs)
+    refiner.connect(channels)
     refiner.is_trained = True
     return refiner
 
@@ -34,7 +35,7 @@ def test_gradient_against_finite_differences():
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_it_starts_as_the_identity(dtype):
-    refiner = trained(channels=[3, 5])
+    refiner = trained([3, 5])
     levels = [feats(1).to(dtype), feats(2, (2, 5, 3, 3)).to(dtype)]
     if dtype == torch.float64:
         refiner.double()
@@ -47,7 +48,7 @@ def test_it_starts_as_the_identity(dtype):
 
 
 def test_it_has_no_parameters_and_its_weights_are_saved():
-    refiner = trained(channels=[3, 5], hidden=4)
+    refiner = trained([3, 5], hidden=4)
     assert not list(refiner.parameters())
     shapes = {name: tuple(value.shape) for name, value in refiner.state_dict().items()}
     assert shapes == {
@@ -58,7 +59,7 @@ def test_it_has_no_parameters_and_its_weights_are_saved():
 
 
 def test_within_exposed_the_student_is_held_and_the_leaves_have_a_gradient():
-    refiner = trained(channels=[3], hidden=4).double()
+    refiner = trained([3], hidden=4).double()
     for value in refiner.buffers():
         value.copy_(torch.randn_like(value))
     feat, first, later = (feats(i).requires_grad_() for i in (1, 2, 3))
@@ -77,7 +78,8 @@ def test_within_exposed_the_student_is_held_and_the_leaves_have_a_gradient():
 def test_without_its_hook_it_warns_once(monkeypatch):
     told = []
     monkeypatch.setattr('mmsokd.augment.knowledge.print_log', lambda message, *_: told.append(message))
-    refiner = KnowledgeRefiner(channels=[3])
+    refiner = KnowledgeRefiner()
+    refiner.connect([3])
     for _ in range(2):
         refiner.refine([feats(1).float()], [feats(2).float()], None)
     assert len(told) == 1

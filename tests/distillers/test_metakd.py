@@ -170,7 +170,8 @@ def test_each_term_has_its_own_and_logits_none():
         loss_kd=dict(type='mmsokd.KDLoss', tap='head.fc'),
     )
     model = built(terms=terms)
-    assert {name: neck.num_levels for name, neck in model.refine.necks.items()} == dict(loss_a=2, loss_b=1)
+    widths = {name: [x.shape[0] for x in list(neck.buffers())[2::4]] for name, neck in model.refine.necks.items()}
+    assert widths == dict(loss_a=[24, 48], loss_b=[48])
     found = losses_of(model, raw_cls_batch(4))
     assert {f'distill.{name}' for name in terms} <= set(found)
 

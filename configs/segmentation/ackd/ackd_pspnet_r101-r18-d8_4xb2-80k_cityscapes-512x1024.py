@@ -8,7 +8,13 @@ model = dict(
     terms=dict(
         loss_ackd=dict(
             type='mmsokd.ACKDLoss',
-            tap=['backbone.layer2', 'backbone.layer3', 'decode_head.bottleneck', 'decode_head.conv_seg'],
+            tap=[
+                'backbone.layer2',
+                'backbone.layer3',
+                'backbone.layer4',
+                'decode_head.bottleneck',
+                'decode_head.conv_seg',
+            ],
             loss_weight=1.0,
         )
     )
