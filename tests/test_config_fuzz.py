@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader
 
 from mmsokd import hooks
 from mmsokd.areas import DistinctiveAreaDetector
-from mmsokd.augment import FeatureAugmentationNeck, ImageAugmenter
+from mmsokd.augment import FeatureAugmentationNeck, ImageAugmenter, KnowledgeRefiner
 from mmsokd.checks import is_number
 from mmsokd.distillers import SFTNTeacherTrainer
 from mmsokd.distillers.face import Face
@@ -144,6 +144,7 @@ def others() -> list[Base]:
         pace=dict(type='mmsokd.Distiller', teacher=fast),
         IAKD=dict(type='mmsokd.IAKDDistiller', teacher=dict(cfg=POOL, **PACE), **seams),
         EKD=dict(type='mmsokd.OnlineDistiller', online_teacher=online, refine=part(FeatureAugmentationNeck)),
+        MetaKD=dict(type='mmsokd.Distiller', teacher=dict(cfg=POOL, **PACE), refine=part(KnowledgeRefiner)),
     )
     return [
         Base('Classification', name, dict(cfg, student=POOL, terms=copy.deepcopy(HINT), probe_size=64))
@@ -532,7 +533,7 @@ def test_each_is_told_or_trains(bases):
     print({f'{kind}, {found}': n for (kind, found), n in sorted(counts.items())})
     assert not faults, '\n'.join(faults)
     assert classes == {cls for cls in MODELS.module_dict.values() if isinstance(cls, type) and issubclass(cls, Face)}
-    assert hosts == {host for _, host in ROWS} | {'pace', 'IAKD', 'EKD', 'SFTN', None}
+    assert hosts == {host for _, host in ROWS} | {'pace', 'IAKD', 'EKD', 'MetaKD', 'SFTN', None}
     assert sum(n for (_, found), n in counts.items() if found == 'refused') > COUNT // 2
     assert sum(n for (_, found), n in counts.items() if found == 'trains') > COUNT // 10
 

@@ -15,10 +15,8 @@ from mmsokd.registry import MODELS
 from tests.builders import retinanet
 
 ROOT = Path(__file__).resolve().parents[1]
-SOKD_HOOKS = {f'mmsokd.{name}' for name in mmsokd.hooks.__all__} - {
-    'mmsokd.TSTHook',
-    'mmsokd.MetaRefineHook',
-}  # other methods'
+OTHERS = {'TSTHook', 'MetaRefineHook'}  # other methods'
+SOKD_HOOKS = {f'mmsokd.{name}' for name in mmsokd.hooks.__all__ if name not in OTHERS}
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
 
 

@@ -32,7 +32,7 @@ class FeatureRefiner(BaseModule):
         self._exposed: dict[str, Tensor] | None = None
 
     def connect(self, channels: Sequence[int]) -> None:
-        """Build what depends on the widths of a term's levels, where each term has one of its own; nothing by default."""
+        """Build what depends on the widths of a term's levels, if each has one of its own; nothing by default."""
 
     def sample(self, batch_size: int, device: torch.device | str = 'cpu') -> Any:
         """What :meth:`refine` draws for one step; nothing by default."""

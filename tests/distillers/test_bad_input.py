@@ -191,7 +191,7 @@ class OwnAdapter(ConvAdapter):
         ),
         (
             dict(refine=dict(type='mmsokd.ImageAugmenter')),
-            r"^refine\.type: expected 'mmsokd\.FeatureAugmentationNeck' or one derived .*found ImageAugmenter$",
+            r"^refine\.type: expected 'mmsokd\.FeatureAug.*', 'mmsokd\.Know.*' or one derived .*found ImageAugmenter$",
         ),
         (
             dict(terms=terms(type='mmsokd.CRDLoss')),
