@@ -17,7 +17,7 @@ _KINDS = dict(TSTDistiller='TST', IAKDDistiller='IAKD', OnlineDistiller='EKD')
 class Method(NamedTuple):
     """What a run does."""
 
-    kind: str  # 'plain', 'host', 'SoKD', 'TST', 'IAKD', 'EKD' or 'SFTN'
+    kind: str  # 'plain', 'host', 'SoKD', 'Meta-KD', 'TST', 'IAKD', 'EKD' or 'SFTN'
     text: str  # 'SoKD on FitNet'
 
 
@@ -34,6 +34,9 @@ def method_of(cfg: Mapping) -> Method:
     kinds = [_KINDS[name]] if name in _KINDS else []
     on = name == 'SoKDDistiller'
     parts = [part for part in ('refine', 'areas') if model.get(part, {} if on else None) is not None]
+    if 'refine' in parts and _name((model.get('refine') or {}).get('type')) == 'KnowledgeRefiner':
+        parts.remove('refine')
+        kinds.append('Meta-KD')
     if parts:
         kinds.append('SoKD' if len(parts) == 2 else f'SoKD ({parts[0]} alone)')
     hosts = ', '.join(hosts) or 'no host'

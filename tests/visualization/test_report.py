@@ -134,6 +134,9 @@ def test_what_the_configs_are(runs):
     assert teachers_text(dict(model=ekd)) == 'ImageClassifier (ResNet-34)'
     off = dict(tst, type='mmsokd.SoKDDistiller', areas=None)
     assert method_of(dict(model=off)) == ('SoKD', 'SoKD (refine alone) on KD, AT')
+    meta = dict(off, type='mmsokd.Distiller', refine=dict(type='mmsokd.KnowledgeRefiner'))
+    assert method_of(dict(model=meta)) == ('Meta-KD', 'Meta-KD on KD, AT')
+    assert method_of(dict(model=dict(meta, areas=dict()))) == ('SoKD', 'Meta-KD and SoKD (areas alone) on KD, AT')
     assert students_text(runs['sokd'].config) == 'ImageClassifier (ResNet-18)'
     assert teachers_text(runs['sokd'].config) == 'ImageClassifier (ResNet-34) (teacher.pth)'
     roles = {name: role_of(run, runs['sokd']) for name, run in runs.items()}
