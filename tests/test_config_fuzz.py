@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from functools import lru_cache, partial
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -397,12 +398,20 @@ def outcome(mutation: Mutation) -> Outcome:
 
 
 def one_step(model: nn.Module, task: str) -> None:
-    """With the search on, as PolicySearchHook switches it."""
+    """With the search on, as PolicySearchHook switches it, or a step of MetaRefineHook's before."""
     model.train()
-    for neck in model.refine.necks.values() if getattr(model, 'refine', None) is not None else ():
-        neck.searching = True
-    learning = [p for p in model.parameters() if p.requires_grad]
-    log = model.train_step(BATCHES[task](), OptimWrapper(torch.optim.SGD(learning, lr=1e-3)))
+    wrapper = OptimWrapper(torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3))
+    necks = dict(model.refine.necks.items()) if getattr(model, 'refine', None) is not None else {}
+    if any(isinstance(neck, KnowledgeRefiner) for neck in necks.values()):
+        runner = SimpleNamespace(model=model, optim_wrapper=wrapper, iter=0, cfg={})
+        hook = hooks.MetaRefineHook()
+        hook.before_run(runner)
+        hook.before_train(runner)
+        hook.before_train_iter(runner, 0, BATCHES[task]())
+    else:
+        for neck in necks.values():
+            neck.searching = True
+    log = model.train_step(BATCHES[task](), wrapper)
     bad = {name: value for name, value in log.items() if 'loss' in name and not torch.isfinite(value).all()}
     assert not bad, bad
 
