@@ -5,6 +5,15 @@ from mmsokd.hooks.guard import GuardHook
 from mmsokd.hooks.policy_search import PolicySearchHook
 from mmsokd.hooks.seed import SeedHook
 from mmsokd.hooks.student_checkpoint import StudentCheckpointHook
+from mmsokd.hooks.teacher_cache import TeacherCacheHook
 from mmsokd.hooks.tst import TSTHook
 
-__all__ = ['DAMHook', 'GuardHook', 'PolicySearchHook', 'SeedHook', 'StudentCheckpointHook', 'TSTHook']
+__all__ = [
+    'DAMHook',
+    'GuardHook',
+    'PolicySearchHook',
+    'SeedHook',
+    'StudentCheckpointHook',
+    'TSTHook',
+    'TeacherCacheHook',
+]
