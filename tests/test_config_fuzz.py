@@ -168,7 +168,6 @@ HOOKS = (
     part(hooks.GuardHook),
     dict(type='mmsokd.AtomicCheckpointHook', by_epoch=True, save_optimizer=True),  # values are MMEngine's to tell
     part(hooks.TSTHook, epochs=[0], max_batches=1),
-    part(hooks.TeacherCacheHook, cache_dir='teacher_cache'),
 )
 
 

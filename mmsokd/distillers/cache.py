@@ -157,8 +157,8 @@ class TeacherCache:
 
     def _check_whole(self) -> None:
         """Of a file that was cut off, reading what is missing would end the process."""
-        size = (self.folder / 'data.mdb').stat().st_size
-        needed = (self._env.info()['last_pgno'] + 1) * self._env.stat()['psize'] if len(self) else 0
+        size, stat = (self.folder / 'data.mdb').stat().st_size, self._env.stat()
+        needed = (self._env.info()['last_pgno'] + 1) * stat['psize'] if stat['entries'] else 0
         if size < needed:
             raise lmdb.CorruptedError(f'data.mdb has {size} of {needed} bytes')
 

@@ -1,5 +1,6 @@
 """The teachers' outputs for the training pictures, on disk."""
 
+import platform
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Subset
@@ -18,7 +20,7 @@ from mmsokd.distillers.cache import DTYPES, fingerprints
 from mmsokd.hooks.common import distiller_of
 from mmsokd.registry import HOOKS
 
-_LOOKED_AT = 4  # pictures
+_LOOKED_AT, _MOST_TIMES = 4, 64  # pictures, and loadings of each
 _RANDOM = re.compile(
     'rand|jitter|distort|mosaic|mixup|cutmix|cutout|resizemix|copypaste|autoaugment|albu|lighting|erasing', re.I
 )
@@ -39,7 +41,7 @@ class TeacherCacheHook(Hook):
 
     Args:
         cache_dir: on a disk of this machine (LMDB is not made for network file systems), below which each teacher has a
-            folder; by default ``teacher_cache`` in the work dir.
+            folder, and where several machines train each machine has one; by default ``teacher_cache`` in the work dir.
         dtype: ``'float16'``, ``'bfloat16'`` or ``'float32'``, stored; the terms get the batch's dtype.
         views: how many different views of a picture there are; 2 where a flip is the only chance in the pipeline. Each
             is stored.
@@ -64,8 +66,11 @@ class TeacherCacheHook(Hook):
         """Look whether the views are static, and open the databases."""
         model, loader = distiller_of(runner), runner.train_dataloader
         folder = Path(self.cache_dir or Path(runner.work_dir) / 'teacher_cache')
-        model.open_caches(folder, self.dtype, pictures_in(loader.dataset) * self.views, self._hint(runner))
+        if len(set(all_gather_object(platform.node()))) > 1:  # which may have the work dir from one server
+            folder /= platform.node()
+        capacity = pictures_in(loader.dataset) * self.views
         try:
+            model.open_caches(folder, self.dtype, capacity, self._hint(runner))
             self._check_views(runner)
         except BaseException:
             model.close_caches()
@@ -103,7 +108,7 @@ class TeacherCacheHook(Hook):
         loader, preprocessor = runner.train_dataloader, distiller_of(runner).data_preprocessor
         count = len(loader.dataset)
         chosen = sorted({i * count // _LOOKED_AT for i in range(_LOOKED_AT)})
-        times = 4 + 4 * self.views
+        times = min(4 + 4 * self.views, _MOST_TIMES)
         seen: list[set[bytes]] = [set() for _ in chosen]
         with _undisturbed():
             # As the training loads them: what a data set opens is opened in a worker, where there is one.
@@ -112,6 +117,7 @@ class TeacherCacheHook(Hook):
                 batch_size=len(chosen),
                 num_workers=min(1, loader.num_workers),
                 collate_fn=loader.collate_fn,
+                worker_init_fn=loader.worker_init_fn,
                 multiprocessing_context=loader.multiprocessing_context,
             )
             for batch in again:

@@ -1,6 +1,7 @@
 """TeacherCacheHook in whole trainings: the same losses with teachers that run in the first epoch alone."""
 
 import copy
+import platform
 import random
 
 import pytest
@@ -10,7 +11,7 @@ from mmengine.dataset import BaseDataset, ConcatDataset, RepeatDataset
 from mmpretrain.structures import DataSample
 from torch import nn
 
-from mmsokd.hooks import TeacherCacheHook
+from mmsokd.hooks import TeacherCacheHook, teacher_cache
 from mmsokd.hooks.common import distiller_of
 from mmsokd.hooks.teacher_cache import pictures_in, random_parts
 from tests.builders import losses_of, raw_cls_batch
@@ -111,6 +112,13 @@ def test_a_resumed_training_reads_on(tmp_path, loop):
     log, counts = trained(run)
     assert counts == []
     assert set(log['train/teacher.cached'][-6:]) == {1.0}
+
+
+def test_several_machines_have_one_each(tmp_path, monkeypatch):
+    """A file server may give them one work dir."""
+    monkeypatch.setattr(teacher_cache, 'all_gather_object', lambda name: [name, 'another'])
+    made(tmp_path, epochs=1).train()
+    assert (tmp_path / 'teacher_cache' / platform.node() / 'teacher' / 'data.mdb').is_file()
 
 
 def test_another_training_may_share_it(tmp_path):
