@@ -216,7 +216,7 @@ class Distiller(Face):
         """
         if not self.may_cache or not self._teachers:
             raise ValueError(
-                f"TeacherCacheHook: expected a distiller whose frozen teachers see the data set's own pictures, found "
+                "TeacherCacheHook: expected a distiller whose frozen teachers see the data set's own pictures, found "
                 f'{type(self).__name__}{"" if self._teachers else " without a teacher"}; leave the hook out'
             )
         if self._at is not None:

@@ -13,6 +13,7 @@ import torch
 from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from mmsokd.checks import check_choice, check_integer
@@ -32,8 +33,8 @@ class TeacherCacheHook(Hook):
 
     For pipelines that show the same view of a picture every time. An output is found by the pixels that the teacher
     sees, so that another view never gets it; before the training some pictures are loaded several times, and
-    views that differ are told. Static views cost accuracy: "Knowledge distillation: A good teacher is patient and
-    consistent" (Beyer et al., CVPR 2022) compares a teacher of fixed views with one that sees the student's.
+    views that differ are told. Static views have a price in accuracy: "Knowledge distillation: A good teacher is
+    patient and consistent" (Beyer et al., CVPR 2022).
 
     Each teacher has an LMDB database, which the next training goes on with where its weights, layers, taps, autocast
     and ``dtype`` are the same, and which is refused where they are not. The log has ``teacher.cached``: which part of
@@ -145,7 +146,8 @@ def pictures_in(dataset: Any) -> int:
 def random_parts(dataset: Any, preprocessor: Any) -> list[str]:
     """What by its name draws at random: in the pipelines, and in the batch augmentations of the preprocessor."""
     augments = getattr(preprocessor, 'batch_augments', None)
-    parts = list(getattr(augments, 'augments', None) or (augments if isinstance(augments, Sequence) else []))
+    augments = getattr(augments, 'augments', augments)  # mmpretrain's hold a list, mmdet's are one
+    parts = list(augments) if isinstance(augments, Sequence | nn.ModuleList) else []
     while dataset is not None:
         inner = getattr(dataset, 'datasets', None)
         pipeline = getattr(dataset, 'pipeline', None)

@@ -230,12 +230,17 @@ def test_the_number_of_pictures():
 def test_what_may_be_random_is_found_in_wrappers_and_compositions():
     from mmcv.transforms import RandomApply, Resize
     from mmdet.datasets.transforms import PhotoMetricDistortion
+    from mmdet.models import DetDataPreprocessor
     from mmpretrain.datasets.transforms import ColorJitter, Lighting, RandomCrop
 
     random = [RandomApply([ColorJitter()], 0.5), RandomCrop(8), PhotoMetricDistortion(), Lighting([1], [[1]])]
+    preprocessor = DetDataPreprocessor(
+        batch_augments=[dict(type='mmdet.BatchSyncRandomResize', random_size_range=(64, 128), size_divisor=32)]
+    )
     listed = Listed(1, [Resize((8, 8)), *random])
     for dataset in (listed, RepeatDataset(listed, 2), ConcatDataset([listed])):
         names = random_parts(dataset, None)
+        assert [*names, 'BatchSyncRandomResize'] == random_parts(dataset, preprocessor)
         assert names == ['RandomApply', 'ColorJitter', 'RandomCrop', 'PhotoMetricDistortion', 'Lighting']
 
 
