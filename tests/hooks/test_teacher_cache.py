@@ -240,7 +240,7 @@ def test_what_may_be_random_is_found_in_wrappers_and_compositions():
     listed = Listed(1, [Resize((8, 8)), *random])
     for dataset in (listed, RepeatDataset(listed, 2), ConcatDataset([listed])):
         names = random_parts(dataset, None)
-        assert [*names, 'BatchSyncRandomResize'] == random_parts(dataset, preprocessor)
+        assert random_parts(dataset, preprocessor) == ['BatchSyncRandomResize', *names]
         assert names == ['RandomApply', 'ColorJitter', 'RandomCrop', 'PhotoMetricDistortion', 'Lighting']
 
 
