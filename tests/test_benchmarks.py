@@ -59,6 +59,16 @@ def test_step(tool):
     assert total['teacher, to the tap'] <= total['teacher, whole']
 
 
+def test_step_with_a_cached_teacher(tool):
+    rows, figures = tool('step', '--memory-rounds', '1', *TINY, '--cached', 'float16')
+    own = figures['cifar']
+    assert [row[0] for row in rows[2:]] == ['floor', *own['seconds']]
+    assert 'plain host, cached' in own['seconds']
+    held = own['memory']
+    assert held['plain host, cached']['resident'] == held['plain host']['resident']
+    assert held['plain host, cached']['peaks'][0] <= held['plain host']['peaks'][0]
+
+
 def test_each_case_is_there(module):
     cases = module('_cases')
     for case in cases.CASES.values():

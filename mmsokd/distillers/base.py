@@ -3,6 +3,7 @@
 import inspect
 import logging
 from collections.abc import Callable, Container, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from mmsokd.areas import AreaResult
 from mmsokd.checks import check_bool, check_integer, check_keys, telling
 from mmsokd.distillers.build import build_model
+from mmsokd.distillers.cache import TeacherCache
 from mmsokd.distillers.face import Face
 from mmsokd.distillers.plugins import Areas, Refiner, RefineStep
 from mmsokd.distillers.rehearsal import blank_samples
@@ -75,6 +77,7 @@ class Distiller(Face):
 
     trains = STUDENT
     needs_terms: ClassVar[bool] = True  # whether there is nothing to learn from the teacher without
+    may_cache: ClassVar[bool] = True  # whether frozen teachers see the data set's own pictures, and nothing else
 
     def __init__(
         self,
@@ -199,6 +202,41 @@ class Distiller(Face):
             raise ValueError(f'teacher: expected a distiller with one, found {list(self._teachers)}; see .teachers')
         return next(iter(self._teachers.values())).module
 
+    def open_caches(self, folder: Path, dtype: str, capacity: int, hint: str = '') -> None:
+        """Keep what the teachers give of training pictures on disk, for :class:`~mmsokd.hooks.TeacherCacheHook`.
+
+        Args:
+            folder: below which each teacher has one of its own.
+            dtype: stored, of :data:`~mmsokd.distillers.cache.DTYPES`.
+            capacity: the most pictures there can be, views included.
+            hint: for the message that there are more.
+
+        Raises:
+            ValueError: the teachers' outputs are not the same again for the same picture, or a folder has others.
+        """
+        if not self.may_cache or not self._teachers:
+            raise ValueError(
+                "TeacherCacheHook: expected a distiller whose frozen teachers see the data set's own pictures, found "
+                f'{type(self).__name__}{"" if self._teachers else " without a teacher"}; leave the hook out'
+            )
+        if self._at is not None:
+            raise ValueError(
+                f"TeacherCacheHook: expected refine.at=None, since a cached teacher is not run, found '{self._at}'; "
+                'refine a tapped feature, or leave the hook out'
+            )
+        for name, teacher in self._teachers.items():
+            teacher.open_cache(folder / name, dtype, capacity, hint)
+
+    def close_caches(self) -> None:
+        """Run the teachers for every picture again."""
+        for teacher in self._teachers.values():
+            teacher.close_cache()
+
+    @property
+    def caches(self) -> dict[str, TeacherCache]:
+        """Those that are open, by the teacher's key."""
+        return {teacher.name: teacher.cache for teacher in self._teachers.values() if teacher.cache is not None}
+
     def train(self, mode: bool = True) -> 'Distiller':
         """Set the student's mode; a teacher stays in eval."""
         super().train(mode)
@@ -278,7 +316,7 @@ class Distiller(Face):
     ) -> dict[str, Levels]:
         """Run each teacher to the deepest tap that is needed in this step."""
         return {
-            name: teacher.features(inputs, data_samples, replace.get(name), needed[name])
+            name: teacher.features(inputs, data_samples, replace.get(name), needed[name], self.training)
             for name, teacher in self._teachers.items()
             if needed[name]
         }

@@ -175,6 +175,7 @@ class IAKDDistiller(Distiller):
     """
 
     needs_terms = False
+    may_cache = False  # its stages are run within the student
 
     def __init__(
         self,

@@ -88,6 +88,8 @@ class OnlineDistiller(Distiller):
         ValueError: there is a frozen teacher too, or ``refine`` has ``at``.
     """
 
+    may_cache = False  # it learns
+
     def __init__(
         self,
         *args: Any,

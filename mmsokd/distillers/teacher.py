@@ -5,6 +5,8 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from mmsokd.checks import check_bool, check_choice, check_keys
 from mmsokd.distillers.build import build_model, load_weights
+from mmsokd.distillers.cache import TeacherCache, identity
 from mmsokd.taps import FeatureTap, Probe, Tap, probe, run_for_taps
 
 _INDUCTOR = 'inductor'  # PyTorch's own backend, and the default
@@ -214,6 +217,7 @@ class Teacher:
         if self.pace.channels_last:
             self.module.to(memory_format=torch.channels_last)
         self.taps: list[Tap] = []
+        self.cache: TeacherCache | None = None
         self._ears: dict[tuple[Tap, ...], FeatureTap] = {}
         self._renorm: tuple[Tensor, Tensor] | None = None
         self._flip = False
@@ -328,6 +332,17 @@ class Teacher:
         if any(module.training for module in self.module.modules()):
             self.module.eval()  # a teacher that drops units is another teacher
 
+    def open_cache(self, folder: Path, dtype: str, capacity: int, hint: str) -> None:
+        """Keep what :meth:`features` gives of training pictures in ``folder``; see :class:`TeacherCache`."""
+        about = dict(identity(self.module), autocast=str(self.pace.dtype))
+        self.cache = TeacherCache(self.name, folder, about, self.taps, dtype, capacity, hint)
+
+    def close_cache(self) -> None:
+        """Run for every picture again."""
+        if self.cache is not None:
+            self.cache.close()
+        self.cache = None
+
     @torch.no_grad()
     def features(
         self,
@@ -335,27 +350,34 @@ class Teacher:
         data_samples: list | None,
         replace: Mapping[str, Callable[[Any], Any]] | None = None,
         taps: Iterable[Tap] | None = None,
+        training: bool = False,
     ) -> dict[str, list[Tensor]]:
         """The levels of ``taps``, by default of all, on a batch that the *student's* preprocessor made.
 
-        ``replace`` puts another output in the place of a layer's (SoKD's ``at``).
+        ``replace`` puts another output in the place of a layer's (SoKD's ``at``). In ``training`` a cache is asked
+        first, where there is one.
         """
         taps = tuple(self.taps if taps is None else taps)
-        self.make_ready(inputs.device)
         with self.pace.aside(inputs):
-            return self._run(inputs, data_samples, replace, taps)
+            inputs, caller = self.prepare(inputs, data_samples), inputs.dtype
+            if not training or self.cache is None:
+                return self._run(inputs, data_samples, caller, replace, taps)
+            run = partial(self._run, caller=caller, replace=None, taps=tuple(self.taps))
+            found = self.cache.features(inputs, data_samples, run)
+            return {tap: found[tap] for tap in taps}
 
     def _run(
         self,
         inputs: Tensor,
         data_samples: list | None,
+        caller: torch.dtype,
         replace: Mapping[str, Callable[[Any], Any]] | None,
         taps: tuple[Tap, ...],
     ) -> dict[str, list[Tensor]]:
+        """The same for a batch that :meth:`prepare` made of one of the dtype ``caller``."""
+        self.make_ready(inputs.device)
         parameter = next(self.module.parameters(), None)
-        caller = inputs.dtype
         other = parameter is not None and parameter.dtype != caller
-        inputs = self.prepare(inputs, data_samples)
         if other:  # a student cast as a whole; the weights stay as they are, since copies share them
             inputs = inputs.to(parameter.dtype)
         if self.pace.channels_last:

@@ -42,6 +42,8 @@ class TSTDistiller(Distiller):
         ValueError: there is no teacher, or an option is not valid.
     """
 
+    may_cache = False  # the twins are drawn anew in every step
+
     def __init__(
         self,
         *args: Any,

@@ -6,6 +6,7 @@ from mmsokd.hooks.meta_refine import MetaRefineHook
 from mmsokd.hooks.policy_search import PolicySearchHook
 from mmsokd.hooks.seed import SeedHook
 from mmsokd.hooks.student_checkpoint import StudentCheckpointHook
+from mmsokd.hooks.teacher_cache import TeacherCacheHook
 from mmsokd.hooks.tst import TSTHook
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     'SeedHook',
     'StudentCheckpointHook',
     'TSTHook',
+    'TeacherCacheHook',
 ]

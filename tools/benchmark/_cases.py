@@ -303,6 +303,13 @@ def student_alone(distiller: Training, path: str | Path, args: Any, side: int, b
     return Training(student, cfg.optim_wrapper, side, batch_size, args.amp)
 
 
+def cached(training: Training, dtype: str, batch_size: int) -> Training:
+    """``training``, whose teacher's outputs are read from the disk once the first step has written them."""
+    training.folder = tempfile.TemporaryDirectory()  # lives as long as it
+    training.model.open_caches(Path(training.folder.name), dtype, batch_size)
+    return training
+
+
 def variants(case: Case, args: Any) -> dict[str, Variant]:
     """Everything that ``step.py`` compares, by name."""
     side, batch_size = args.side or case.side, args.batch_size or case.batch_size
@@ -310,11 +317,17 @@ def variants(case: Case, args: Any) -> dict[str, Variant]:
     student = student_alone(plain, case.plain, args, side, batch_size)
     teaching = Teaching(plain)
     steps = {mode: partial(searching_step, sokd, mode) for mode in ('fused', 'unrolled', None)}
+    more = {}
+    if args.cached:
+        more['plain host, cached'] = cached(
+            build(case.plain, args, side, batch_size), args.cached, batch_size
+        ).variant()
     return {
         'student alone': student.variant(),
         'teacher, whole': teaching.variant('whole'),
         'teacher, to the tap': teaching.variant('to_the_tap'),
         'plain host': plain.variant(),
+        **more,
         'SoKD, searching': sokd.variant(steps['fused']()),
         'SoKD, frozen': sokd.variant(steps[None]()),
         'SoKD, unrolled': sokd.variant(steps['unrolled']()),

@@ -24,6 +24,8 @@ from _measure import (
     write,
 )
 
+from mmsokd.distillers.cache import DTYPES
+
 FLOOR = ('student alone', 'teacher, to the tap')
 HEAD = ('step', 'ms', 'times the floor', 'peak MiB', 'times the floor')
 
@@ -36,6 +38,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--profile', type=int, default=0, help='show so many operations that make up what is above the floor'
     )
+    parser.add_argument('--cached', choices=DTYPES, help="the plain host also with its teacher's outputs on disk")
     parser.add_argument('--sokd-width', type=int, help="of SoKD's adapters and area heads; the config's by default")
     add_sizes(parser)
     add_rounds(parser)
