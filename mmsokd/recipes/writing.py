@@ -48,11 +48,13 @@ class Files(NamedTuple):
         out: the config.
         checkpoint: the teacher's, a path or a URL; None for a look without weights.
         trust: read that by pickle.
+        copy: of the student's config, where that is in the new style; see :func:`text_copy`.
     """
 
     out: Path
     checkpoint: str | None
     trust: bool = False
+    copy: Path | None = None
 
 
 def sokd_base() -> Path:
@@ -75,6 +77,14 @@ def write_text(student: Side, teacher: Side, plan: Plan, files: Files) -> str:
     return '\n'.join([*lines, ''])
 
 
+def text_copy(student: Side) -> str:
+    """A new-style config as a text, which another can take as its base."""
+    return (
+        f'"""{Path(student.source).name} in MMEngine\'s text style, whole. Made by mmsokd\'s tools/distill.py."""\n\n'
+        + (student.cfg.pretty_text)
+    )
+
+
 def _head(student: Side, teacher: Side, plan: Plan) -> list[str]:
     name = plan.method.host.loss.removesuffix('Loss')
     what = f'SoKD on {name}' if plan.method.sokd else name
@@ -91,7 +101,7 @@ def _head(student: Side, teacher: Side, plan: Plan) -> list[str]:
 
 def _bases(student: Side, files: Files) -> list[str]:
     """MMEngine refuses two bases with the same key: beside hooks or imports of the user's, ours are written out."""
-    base = student.source if '::' in student.source else _place(student.source, files.out)
+    base = student.source if '::' in student.source else _place(files.copy or student.source, files.out)
     own = {key for key in ('custom_hooks', 'custom_imports') if key in student.cfg}
     if not own:
         return [
@@ -238,7 +248,7 @@ def build_config(path: Path) -> Distiller:
     model = cfg.model
     if model.get('data_preprocessor') is None:
         model.data_preprocessor = cfg.get('data_preprocessor')
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):  # its default
         return ROOT_MODELS.build(model)
 
 
@@ -249,8 +259,21 @@ def check_place(out: Path, work_dir: Path, text: str, force: bool) -> None:
             f'--out: expected a place outside of the work dir {str(work_dir)!r}, into which MMEngine writes the whole '
             f'config under the same name, found {str(out)!r}'
         )
-    if out.exists() and not force and out.read_text(encoding='utf-8') != text:
+    if _differs(out, text, force):
         raise FileExistsError(
             f"--out: expected a new file, found {str(out)!r}, which you may have changed; train that by 'python "
             f"tools/train.py {out}', give another place by --out, or write over it by --force"
         )
+
+
+def check_copy(copy: Path, student: Side, text: str, force: bool) -> None:
+    """Raise FileExistsError where ``copy`` is no copy of the student's config, or one of how that was before."""
+    if _differs(copy, text, force):
+        raise FileExistsError(
+            f'student: expected to write {student.source!r} in the text style to a new file, found {str(copy)!r} with '
+            'another text, since one of the two was changed; write over it by --force'
+        )
+
+
+def _differs(path: Path, text: str, force: bool) -> bool:
+    return path.exists() and not force and path.read_text(encoding='utf-8') != text
