@@ -79,10 +79,8 @@ def write_text(student: Side, teacher: Side, plan: Plan, files: Files) -> str:
 
 def text_copy(student: Side) -> str:
     """A new-style config as a text, which another can take as its base."""
-    return (
-        f'"""{Path(student.source).name} in MMEngine\'s text style, whole. Made by mmsokd\'s tools/distill.py."""\n\n'
-        + (student.cfg.pretty_text)
-    )
+    title = f"{Path(student.source).name} in MMEngine's text style, whole. Made by mmsokd's tools/distill.py."
+    return f'"""{title}"""\n\n{student.cfg.pretty_text}'
 
 
 def _head(student: Side, teacher: Side, plan: Plan) -> list[str]:
