@@ -147,7 +147,6 @@ def test_each_line_is_explained_and_has_no_channels(distill, projects, tmp_path)
 
 
 def test_the_page_shows_what_is_written(distill, projects, tmp_path):
-    """The config of docs/distill.md, but for the place of our base."""
     page = (ROOT / 'docs' / 'distill.md').read_text()
     shown = next(b for b in re.findall(r'```python\n(.*?)```', page, re.S) if '_base_' in b)
     for name, new in (('student', 'retinanet_r18_cells'), ('teacher', 'retinanet_r34_cells')):
@@ -155,7 +154,7 @@ def test_the_page_shows_what_is_written(distill, projects, tmp_path):
     (tmp_path / 'teacher.pth').write_bytes((projects['detection'] / 'teacher.pth').read_bytes())
     out = distill(*re.search(r'distill\.py ((?:\\\n|.)*--dry-run)', page)[1].replace('\\\n', '').split())
     written = (tmp_path / 'sokd_fitnet_retinanet_r18_cells.py').read_text()
-    assert re.sub(r"'[^']*configs/_base_/sokd.py'", "'./mmsokd/configs/_base_/sokd.py'", written) == shown
+    assert written == shown
     header = re.search(r'^term .*', page, re.M)[0]
     assert header.split() == re.search(r'^term .*', out, re.M)[0].split()
 
@@ -209,7 +208,6 @@ def test_hooks_and_imports_of_the_students_own_stay(distill, projects, tmp_path)
     assert cfg.custom_imports.imports == ['json', 'mmsokd']
     assert cfg.work_dir == 'work_dirs/sokd_fitnet_own'  # not into the student's run
     assert isinstance(build(tmp_path / 'sokd_fitnet_own.py')[1], SoKDDistiller)
-    # MMEngine does not take two bases with a key either where one of them has nothing in it
     (tmp_path / 'none.py').write_text(f'_base_ = {str(folder / "student.py")!r}\ncustom_hooks = []\n')
     distill('none.py', *both(folder)[1:], '--dry-run')
     assert [hook.type for hook in Config.fromfile(tmp_path / 'sokd_fitnet_none.py').custom_hooks] == ours

@@ -34,6 +34,14 @@ MEANINGS = dict(
     steps="of the flow from the student's feature to the prediction",
     metric='how predictions are compared',
 )
+# The hooks of configs/_base_/sokd.py, and what each is for. They stand in the config, so that it needs no path of ours.
+HOOKS = dict(
+    GuardHook='refuses data without annotations, and to write NaNs',
+    SeedHook='a run that is resumed is the undisturbed one',
+    PolicySearchHook='searches the policy of refine for a twelfth of the training; rests without',
+    DAMHook='watches the areas, and draws them; rests without',
+    StudentCheckpointHook="the student's weights alone, beside the best and the last checkpoint",
+)
 # Where they mean something else.
 _OTHERS = dict(
     DISTLoss=dict(beta='weight of the correlation between classes'),
@@ -55,19 +63,6 @@ class Files(NamedTuple):
     checkpoint: str | None
     trust: bool = False
     copy: Path | None = None
-
-
-def sokd_base() -> Path:
-    """Our `configs/_base_/sokd.py`: in the working tree, or in the installed package.
-
-    Raises:
-        FileNotFoundError: there is neither.
-    """
-    package = Path(__file__).resolve().parents[1]
-    for configs in (package.parent / 'configs', package / '.mim' / 'configs'):
-        if (configs / '_base_' / 'sokd.py').is_file():
-            return configs / '_base_' / 'sokd.py'
-    raise FileNotFoundError("expected mmsokd's configs beside the package, found none; install it with 'pip install .'")
 
 
 def write_text(student: Side, teacher: Side, plan: Plan, files: Files) -> str:
@@ -98,28 +93,24 @@ def _head(student: Side, teacher: Side, plan: Plan) -> list[str]:
 
 
 def _bases(student: Side, files: Files) -> list[str]:
-    """MMEngine refuses two bases with the same key: beside hooks or imports of the user's, ours are written out."""
+    """The student's config, and what is added to its imports and hooks."""
     base = student.source if '::' in student.source else _place(files.copy or student.source, files.out)
-    own = {key for key in ('custom_hooks', 'custom_imports') if key in student.cfg}
-    if not own:
-        return [
-            "# Data, schedule and student are the first one's; the second adds mmsokd's hooks, and imports it.",
-            f'_base_ = [{base!r}, {_place(sokd_base(), files.out)!r}]',
-            '',
-        ]
-    lines = [
-        f"# Data, schedule and student are this one's. It has {' and '.join(sorted(own))} of its own, to",
-        "# which those of mmsokd's configs/_base_/sokd.py are added: two bases must not set the same key.",
-        f'_base_ = {base!r}',
-    ]
     imports = (student.cfg.get('custom_imports') or {}).get('imports') or []
     imports = [imports] if isinstance(imports, str) else list(imports)
-    lines.append(f'custom_imports = dict(imports={[*imports, *({"mmsokd"} - {*imports})]}, allow_failed_imports=False)')
     theirs = student.cfg.get('custom_hooks') or []
     there = {hook.get('type') for hook in theirs if isinstance(hook, dict)}
-    hooks = [hook for hook in Config.fromfile(sokd_base()).custom_hooks if hook['type'] not in there]
-    lines += ['custom_hooks = [', *(['    *_base_.custom_hooks,'] if theirs else [])]
-    return [*lines, *(f'    {_call(hook)},' for hook in hooks), ']', '']
+    hooks = {f'mmsokd.{name}': why for name, why in HOOKS.items()}
+    return [
+        '# Data, schedule and student are those of this config.',
+        f'_base_ = {base!r}',
+        '',
+        f'custom_imports = dict(imports={[*imports, *({"mmsokd"} - {*imports})]}, allow_failed_imports=False)',
+        'custom_hooks = [',
+        *(['    *_base_.custom_hooks,'] if theirs else []),
+        *(f'    dict(type={kind!r}),  # {why}' for kind, why in hooks.items() if kind not in there),
+        ']',
+        '',
+    ]
 
 
 def _model(teacher: Side, plan: Plan, files: Files) -> list[str]:
