@@ -147,6 +147,7 @@ def test_each_line_is_explained_and_has_no_channels(distill, projects, tmp_path)
 
 
 def test_the_page_shows_what_is_written(distill, projects, tmp_path):
+    """The config of docs/distill.md."""
     page = (ROOT / 'docs' / 'distill.md').read_text()
     shown = next(b for b in re.findall(r'```python\n(.*?)```', page, re.S) if '_base_' in b)
     for name, new in (('student', 'retinanet_r18_cells'), ('teacher', 'retinanet_r34_cells')):
