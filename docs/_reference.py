@@ -3,6 +3,7 @@
 conf.py puts it into reference.rst while Sphinx reads that page; tests/test_reference.py holds it complete.
 """
 
+import functools
 import inspect
 import re
 
@@ -102,7 +103,13 @@ def _cell(text: str) -> str:
     return text.replace('\n', '\n       ')
 
 
+@functools.cache
+def page() -> str:
+    """All rooms. Made before autodoc runs, which puts the names of defaults in the place of their values."""
+    return '\n\n'.join(map(render, ROOMS))
+
+
 def fill(app: object, docname: str, source: list[str]) -> None:
     """Sphinx's ``source-read``: put the rooms into the page."""
     if docname == 'reference':
-        source[0] = source[0].replace('{parts}', '\n\n'.join(map(render, ROOMS)))
+        source[0] = source[0].replace('{parts}', page())

@@ -33,4 +33,5 @@ def setup(app):
     """Write the configuration reference."""
     import _reference
 
+    _reference.page()
     app.connect('source-read', _reference.fill)

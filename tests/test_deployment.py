@@ -97,7 +97,7 @@ def test_segmentation_is_what_predict_gives(tmp_path):
 
 
 def blocks():
-    return re.findall(r'```python\n(.*?)```', PAGE, re.S)
+    return re.findall(r'<!-- run by: tests/test_deployment.py -->\n```python\n(.*?)```', PAGE, re.S)
 
 
 def test_the_page_detects_what_mmdet_does(tmp_path, monkeypatch):

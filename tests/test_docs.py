@@ -93,6 +93,19 @@ def test_results_of_the_readme_are_those_of_the_cards():
     assert len(rows) == 4
 
 
+def cells(text):
+    return [[cell.strip() for cell in line.strip('|').split('|')] for line in text.splitlines() if line.startswith('|')]
+
+
+def test_the_smaller_pairs_results_are_those_of_its_card():
+    readme = cells((ROOT / 'README.md').read_text().split('The other methods, on a smaller pair')[1].split('\n\n')[1])
+    card = (ROOT / 'configs/classification/tin100/README.md').read_text().split('## A smaller pair')[1]
+    measured = {(mean, over) for _, _, _, mean, over in cells(card)}
+    assert [row for row in readme[3:] if (row[1], row[3]) not in measured] == []
+    assert len(readme) == 9
+    assert all(f'| {number} (one run) |' in card for number in readme[2][1].split(' (')[0].split('; '))
+
+
 def test_citation_names_this_version():
     cited = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
     assert cited['version'] == mmsokd.__version__

@@ -14,11 +14,11 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from mmengine.logging import MMLogger
-from train import parse_args as parse_train_args
+from train import train_parser
 
 from mmsokd.checks import nearest
 from mmsokd.distillers.base import Distiller
@@ -27,7 +27,7 @@ from mmsokd.recipes.pairing import Plan, make_plan
 from mmsokd.recipes.sides import Side, check_classes, check_pair, count_pictures, read_side, survey_sides
 from mmsokd.recipes.survey import Survey
 from mmsokd.recipes.tables import columns, count_text, pairing_table, tap_tree
-from mmsokd.recipes.writing import Files, build_config, check_place, draft, write_text
+from mmsokd.recipes.writing import Files, build_config, check_copy, check_place, draft, text_copy, write_text
 
 TOOLS = Path(__file__).resolve().parent
 
@@ -70,6 +70,11 @@ def parse_args(args: Sequence[str] | None = None) -> tuple[argparse.Namespace, l
         parser.error('expected STUDENT_CONFIG and TEACHER_CONFIG, or --list-taps CONFIG')
     if known.trust_checkpoint:
         rest.append('--trust-checkpoint')
+    strange = train_parser().parse_known_args([known.student or '', *rest])[1]  # told before anything is built
+    if strange:
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        near = nearest(strange[0], flags, n=1)
+        parser.error(f'unrecognized arguments: {" ".join(strange)}{f"; nearest: {near[0]}" if near else ""}')
     return known, rest
 
 
@@ -149,9 +154,12 @@ def plan_for(args: argparse.Namespace, method: Method, student: Side, surveys: l
         ) from error
 
 
-def build(text: str, out: Path) -> Distiller:
+def build(student: Side, teacher: Side, plan: Plan, files: Files) -> Distiller:
     """The distiller of the config that is about to be written."""
-    with draft(text, out) as path:
+    with ExitStack() as drafts:
+        if files.copy is not None:
+            files = files._replace(copy=drafts.enter_context(draft(text_copy(student), files.copy)))
+        path = drafts.enter_context(draft(write_text(student, teacher, plan, files), files.out))
         try:
             return build_config(path)
         except (ValueError, TypeError, OSError, KeyError, RuntimeError) as error:
@@ -195,18 +203,27 @@ def propose(args: argparse.Namespace) -> tuple[Path, Path] | None:
     plan = plan_for(args, method, student, surveys)
     out = args.out or Path(f'{method.name.replace("-", "_")}_{Path(student.source).stem}.py')
     work_dir = Path(args.work_dir or Path('work_dirs') / out.stem)
-    text = write_text(student, teacher, plan, Files(out, args.teacher_checkpoint, args.trust_checkpoint))
+    copy = out.with_name(f'{Path(student.source).stem}_text.py') if student.new_style else None
+    files = Files(out, args.teacher_checkpoint, args.trust_checkpoint, copy)
+    texts = {out: write_text(student, teacher, plan, files)}
+    if copy is not None:
+        texts[copy] = text_copy(student)
     if args.teacher_checkpoint is not None:
-        check_place(out, work_dir, text, args.force)
+        check_place(out, work_dir, texts[out], args.force)
+        if copy is not None:
+            check_copy(copy, student, texts[copy], args.force)
     tell('building the distiller ...')
-    distiller = build(text, out)
+    distiller = build(student, teacher, plan, files)
     tell()
     show(student, teacher, method, plan, distiller, surveys)
     if args.teacher_checkpoint is None:
         say('\nNothing is written without --teacher-checkpoint.')
         return None
-    out.write_text(text, encoding='utf-8')
+    for place, text in texts.items():
+        place.write_text(text, encoding='utf-8')
     say(f'\nWritten: {out}. It builds; read it, change it, it is yours.')
+    if copy is not None:
+        say(f"Written: {copy}, its base: the student's config in the text style, since a text takes no other.")
     return out, work_dir
 
 
@@ -229,7 +246,6 @@ def train(args: argparse.Namespace, out: Path, work_dir: Path, rest: list[str]) 
 
 def main() -> None:
     args, rest = parse_args()
-    parse_train_args([args.student or '', *rest])  # a flag that train.py does not know is told at once
     quieten()
     with plainly():
         if args.list_taps is not None:

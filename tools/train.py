@@ -1,7 +1,6 @@
 """Train a config of mmsokd, mmdet, mmsegmentation or mmpretrain."""
 
 import argparse
-from collections.abc import Sequence
 
 from _cli import load_config, make_parser, train
 from mmengine.config import Config
@@ -9,7 +8,7 @@ from mmengine.config import Config
 import mmsokd  # noqa: F401  registers the scope, so that a config may use it without custom_imports
 
 
-def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+def train_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument(
@@ -21,7 +20,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         const='auto',
         help='checkpoint to resume from; without a path, the latest one in the work dir',
     )
-    return parser.parse_args(args)
+    return parser
 
 
 def use_amp(cfg: Config) -> None:
@@ -40,7 +39,7 @@ def scale_lr(cfg: Config) -> None:
 
 
 def main() -> None:
-    args = parse_args()
+    args = train_parser().parse_args()
     cfg = load_config(args)
     if args.amp:
         use_amp(cfg)

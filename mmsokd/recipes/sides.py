@@ -21,9 +21,10 @@ class Side(NamedTuple):
     Attributes:
         key: ``'student'`` or ``'teacher'``, for messages.
         source: as the user wrote it.
-        cfg: the whole config.
+        cfg: the whole config, in the text style.
         model: its model, without weights.
         task: what it does.
+        new_style: whether its file is in the new style (with ``read_base()``), which no text can take as its base.
     """
 
     key: str
@@ -31,6 +32,7 @@ class Side(NamedTuple):
     cfg: Config
     model: nn.Module
     task: str
+    new_style: bool = False
 
     @property
     def name(self) -> str:
@@ -51,11 +53,9 @@ def read_side(key: str, source: str) -> Side:
             another library.
     """
     cfg = load_config(key, source)
-    if key == 'student' and '::' not in source and Config._is_lazy_import(source):
-        raise ValueError(
-            f"student: expected a config of MMEngine's text style, which another text can take as its base, found "
-            f"{source!r} in the new style (with read_base()); 'Config.fromfile({source!r}).dump(...)' writes it as text"
-        )
+    new_style = '::' not in source and Config._is_lazy_import(source)
+    if new_style:
+        cfg = Config.fromstring(cfg.pretty_text, '.py')  # names in place of classes
     if not isinstance(cfg.get('model'), dict) or 'type' not in cfg.model:
         raise ValueError(f'{key}: expected a config with a model, found none in {source!r}: is it a part of one?')
     _check_plain(key, source, cfg)
@@ -68,7 +68,7 @@ def read_side(key: str, source: str) -> Side:
             f'{type(model).__module__}.{type(model).__name__} in {source!r}; for others write the config by hand: '
             'docs/get_started.md'
         )
-    return Side(key, source, cfg, model, task)
+    return Side(key, source, cfg, model, task, new_style)
 
 
 def _check_plain(key: str, source: str, cfg: Config) -> None:

@@ -34,6 +34,14 @@ MEANINGS = dict(
     steps="of the flow from the student's feature to the prediction",
     metric='how predictions are compared',
 )
+# The hooks of configs/_base_/sokd.py, and what each is for. They stand in the config, so that it needs no path of ours.
+HOOKS = dict(
+    GuardHook='refuses data without annotations, and to write NaNs',
+    SeedHook='a run that is resumed is the undisturbed one',
+    PolicySearchHook='searches the policy of refine for a twelfth of the training; rests without',
+    DAMHook='watches the areas, and draws them; rests without',
+    StudentCheckpointHook="the student's weights alone, beside the best and the last checkpoint",
+)
 # Where they mean something else.
 _OTHERS = dict(
     DISTLoss=dict(beta='weight of the correlation between classes'),
@@ -48,24 +56,13 @@ class Files(NamedTuple):
         out: the config.
         checkpoint: the teacher's, a path or a URL; None for a look without weights.
         trust: read that by pickle.
+        copy: of the student's config, where that is in the new style; see :func:`text_copy`.
     """
 
     out: Path
     checkpoint: str | None
     trust: bool = False
-
-
-def sokd_base() -> Path:
-    """Our `configs/_base_/sokd.py`: in the working tree, or in the installed package.
-
-    Raises:
-        FileNotFoundError: there is neither.
-    """
-    package = Path(__file__).resolve().parents[1]
-    for configs in (package.parent / 'configs', package / '.mim' / 'configs'):
-        if (configs / '_base_' / 'sokd.py').is_file():
-            return configs / '_base_' / 'sokd.py'
-    raise FileNotFoundError("expected mmsokd's configs beside the package, found none; install it with 'pip install .'")
+    copy: Path | None = None
 
 
 def write_text(student: Side, teacher: Side, plan: Plan, files: Files) -> str:
@@ -73,6 +70,12 @@ def write_text(student: Side, teacher: Side, plan: Plan, files: Files) -> str:
     lines = [*_head(student, teacher, plan), *_bases(student, files), *_model(teacher, plan, files)]
     lines += _rest(student, plan, files)
     return '\n'.join([*lines, ''])
+
+
+def text_copy(student: Side) -> str:
+    """A new-style config as a text, which another can take as its base."""
+    title = f"{Path(student.source).name} in MMEngine's text style, whole. Made by mmsokd's tools/distill.py."
+    return f'"""{title}"""\n\n{student.cfg.pretty_text}'
 
 
 def _head(student: Side, teacher: Side, plan: Plan) -> list[str]:
@@ -90,28 +93,24 @@ def _head(student: Side, teacher: Side, plan: Plan) -> list[str]:
 
 
 def _bases(student: Side, files: Files) -> list[str]:
-    """MMEngine refuses two bases with the same key: beside hooks or imports of the user's, ours are written out."""
-    base = student.source if '::' in student.source else _place(student.source, files.out)
-    own = {key for key in ('custom_hooks', 'custom_imports') if key in student.cfg}
-    if not own:
-        return [
-            "# Data, schedule and student are the first one's; the second adds mmsokd's hooks, and imports it.",
-            f'_base_ = [{base!r}, {_place(sokd_base(), files.out)!r}]',
-            '',
-        ]
-    lines = [
-        f"# Data, schedule and student are this one's. It has {' and '.join(sorted(own))} of its own, to",
-        "# which those of mmsokd's configs/_base_/sokd.py are added: two bases must not set the same key.",
-        f'_base_ = {base!r}',
-    ]
+    """The student's config, and what is added to its imports and hooks."""
+    base = student.source if '::' in student.source else _place(files.copy or student.source, files.out)
     imports = (student.cfg.get('custom_imports') or {}).get('imports') or []
     imports = [imports] if isinstance(imports, str) else list(imports)
-    lines.append(f'custom_imports = dict(imports={[*imports, *({"mmsokd"} - {*imports})]}, allow_failed_imports=False)')
     theirs = student.cfg.get('custom_hooks') or []
     there = {hook.get('type') for hook in theirs if isinstance(hook, dict)}
-    hooks = [hook for hook in Config.fromfile(sokd_base()).custom_hooks if hook['type'] not in there]
-    lines += ['custom_hooks = [', *(['    *_base_.custom_hooks,'] if theirs else [])]
-    return [*lines, *(f'    {_call(hook)},' for hook in hooks), ']', '']
+    hooks = {f'mmsokd.{name}': why for name, why in HOOKS.items()}
+    return [
+        '# Data, schedule and student are those of this config.',
+        f'_base_ = {base!r}',
+        '',
+        f'custom_imports = dict(imports={[*imports, *({"mmsokd"} - {*imports})]}, allow_failed_imports=False)',
+        'custom_hooks = [',
+        *(['    *_base_.custom_hooks,'] if theirs else []),
+        *(f'    dict(type={kind!r}),  # {why}' for kind, why in hooks.items() if kind not in there),
+        ']',
+        '',
+    ]
 
 
 def _model(teacher: Side, plan: Plan, files: Files) -> list[str]:
@@ -238,7 +237,7 @@ def build_config(path: Path) -> Distiller:
     model = cfg.model
     if model.get('data_preprocessor') is None:
         model.data_preprocessor = cfg.get('data_preprocessor')
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):  # its default
         return ROOT_MODELS.build(model)
 
 
@@ -249,8 +248,21 @@ def check_place(out: Path, work_dir: Path, text: str, force: bool) -> None:
             f'--out: expected a place outside of the work dir {str(work_dir)!r}, into which MMEngine writes the whole '
             f'config under the same name, found {str(out)!r}'
         )
-    if out.exists() and not force and out.read_text(encoding='utf-8') != text:
+    if _differs(out, text, force):
         raise FileExistsError(
             f"--out: expected a new file, found {str(out)!r}, which you may have changed; train that by 'python "
             f"tools/train.py {out}', give another place by --out, or write over it by --force"
         )
+
+
+def check_copy(copy: Path, student: Side, text: str, force: bool) -> None:
+    """Raise FileExistsError where ``copy`` is no copy of the student's config, or one of how that was before."""
+    if _differs(copy, text, force):
+        raise FileExistsError(
+            f'student: expected to write {student.source!r} in the text style to a new file, found {str(copy)!r} with '
+            'another text, since one of the two was changed; write over it by --force'
+        )
+
+
+def _differs(path: Path, text: str, force: bool) -> bool:
+    return path.exists() and not force and path.read_text(encoding='utf-8') != text

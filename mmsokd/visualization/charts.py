@@ -82,6 +82,7 @@ class Matrix:
     names: Sequence[str]
     values: np.ndarray
     unit: str
+    span: float = 0.0  # what the colours span at least
 
 
 def draw(charts: Sequence[Chart | Matrix], columns: int = 1) -> Figure:
@@ -123,9 +124,7 @@ def _draw_lines(axis, chart: Chart) -> None:
     values = [v for line in chart.lines for v in line.y if math.isfinite(v)]
     if chart.log and values and min(values) > 0 and max(values) > 10 * min(values):
         axis.set_yscale('log')
-    low, high = axis.get_ylim()
-    if high - low < chart.span:
-        axis.set_ylim((low + high - chart.span) / 2, (low + high + chart.span) / 2)
+    axis.set_ylim(*_widened(*axis.get_ylim(), chart.span))
     axis.set_title(chart.title)
     axis.set_xlabel(chart.x)
     axis.set_ylabel(chart.y)
@@ -137,10 +136,17 @@ def _draw_lines(axis, chart: Chart) -> None:
         axis.legend(handlelength=1.2, labelspacing=0.25, **place)
 
 
+def _widened(low: float, high: float, span: float) -> tuple[float, float]:
+    """The range, or one of ``span`` around its middle where it is smaller."""
+    spare = max(0.0, span - (high - low)) / 2
+    return low - spare, high + spare
+
+
 def _draw_matrix(axis, chart: Matrix) -> None:
-    grid = axis.pcolormesh(chart.values, cmap='viridis', edgecolors='none')
+    low, high = _widened(np.nanmin(chart.values), np.nanmax(chart.values), chart.span)
+    grid = axis.pcolormesh(chart.values, cmap='viridis', edgecolors='none', vmin=low, vmax=high)
     axis.invert_yaxis()
-    axis.set_aspect('equal')
+    axis.set_aspect('equal', anchor='W')  # elsewhere the names at its left are cut off
     axis.grid(False)
     ticks = np.arange(len(chart.names)) + 0.5
     axis.set_xticks(ticks, chart.names, rotation=90)
@@ -148,7 +154,8 @@ def _draw_matrix(axis, chart: Matrix) -> None:
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.set_title(chart.title)
-    axis.figure.colorbar(grid, ax=axis, label=chart.unit, fraction=0.046).outline.set_visible(False)
+    bar = axis.inset_axes((1.04, 0, 0.05, 1))
+    axis.figure.colorbar(grid, cax=bar, label=chart.unit).outline.set_visible(False)
 
 
 def save(figure: Figure, path: str | Path) -> None:

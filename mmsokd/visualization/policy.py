@@ -75,4 +75,4 @@ def _pairs(chances: np.ndarray, iteration: int) -> Matrix:
     for pair, chance in zip(SUB_POLICIES, chances, strict=True):
         first, second = (names.index(op) for op in pair)
         values[first, second] = values[second, first] = 100 * chance
-    return Matrix(f'pairs of operations, iteration {iteration}', names, values, 'probability (%)')
+    return Matrix(f'pairs of operations, iteration {iteration}', names, values, 'probability (%)', 100 * _SPAN)

@@ -2,11 +2,12 @@
 
 import copy
 import json
+import sys
 import uuid
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import cv2
 import numpy as np
@@ -15,13 +16,17 @@ import torch
 from mmengine.config import Config
 from mmengine.fileio import dump
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
 from mmsokd.export import export_student, load_student
 from mmsokd.hooks import DAMHook, PolicySearchHook, common, dam
 from mmsokd.registry import MODELS
+from mmsokd.visualization import draw_areas
+from tests import builders_training as small
 from tests.builders import distiller, raw_batch, raw_seg_batch, retinanet, segmentor, step
+from tests.two_ranks import assert_same, on_two_ranks
 
 CLASSES = ('a', 'b', 'c')
 
@@ -496,6 +501,75 @@ def test_areas_are_drawn_by_every_backend(data, tmp_path):
     assert [event.step for event in seen] == [2, 4]
     shown = cv2.imdecode(np.frombuffer(seen[-1].encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
     np.testing.assert_array_equal(shown, picture)
+
+
+class Wandb(ModuleType):
+    """What MMEngine's backend asks of the package, which is not installed for the tests: pictures, and what is logged.
+
+    Holds that the backend is fed, not that a server takes it.
+    """
+
+    def __init__(self):
+        super().__init__('wandb')
+        self.logged = []
+        self.run = SimpleNamespace(log_code=lambda **_: None, dir='.')
+        self.config = SimpleNamespace(update=lambda *args, **_: None)
+
+    def init(self, **kwargs):
+        return self.run
+
+    def Image(self, picture):  # noqa: N802 (its name there)
+        return picture
+
+    def log(self, values, **_):
+        self.logged.append(values)
+
+    def join(self):
+        """Waits for nothing."""
+
+
+def test_areas_are_drawn_by_wandbs_backend(data, tmp_path, monkeypatch):
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, 'wandb', wandb)
+    hooks = [*SOKD_HOOKS, dict(type='mmsokd.DAMHook', num_images=1)]
+    backends = [dict(type='LocalVisBackend'), dict(type='WandbVisBackend', init_kwargs=dict(project='p'))]
+    visualizer = dict(type='DetLocalVisualizer', vis_backends=backends, name=uuid.uuid4().hex)
+    train(config(data, tmp_path, hooks=hooks, epochs=1, visualizer=visualizer))
+    (shown,) = [values['areas_loss_hint_0'] for values in wandb.logged if 'areas_loss_hint_0' in values]
+    (file,) = tmp_path.glob('*/vis_data/vis_image/*.png')
+    np.testing.assert_array_equal(shown[..., ::-1], cv2.imread(str(file)))
+    assert any('distill.loss_hint' in values for values in wandb.logged)
+
+
+def draw_on_a_rank(rank, folder):
+    """A short training that draws after each step: how often this rank did, and that both are still one."""
+    drawn = []
+
+    def draw(*args):
+        drawn.append(args)
+        return draw_areas(*args)
+
+    dam.draw_areas = draw
+    model = small.sokd(terms=dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='backbone.layer2')))
+    hooks = [dict(type='mmsokd.DAMHook', draw_interval=1, num_images=1)]
+
+    def on_cpus(cfg, **kwargs):
+        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None)
+        return Runner(cfg=cfg, **kwargs)
+
+    options = dict(launcher='pytorch', validates=False, kind=on_cpus)
+    run = small.runner(folder / 'work', model=model, epochs=1, hooks=hooks, **options)
+    run.train()
+    assert is_model_wrapper(run.model)
+    assert_same(torch.cat([p.detach().flatten() for p in run.model.parameters()]))
+    (folder / f'drawn_{rank}').write_text(str(len(drawn)))
+
+
+@pytest.mark.slow
+def test_of_two_processes_the_first_draws(tmp_path):
+    on_two_ranks(draw_on_a_rank, tmp_path)
+    assert [(tmp_path / f'drawn_{rank}').read_text() for rank in (0, 1)] == ['2', '0']  # two steps of six pictures each
+    assert len(list(tmp_path.glob('work/*/vis_data/vis_image/areas_loss_hint_0_*.png'))) == 2
 
 
 def test_areas_of_unequal_crops_are_drawn_without_padding(tmp_path):

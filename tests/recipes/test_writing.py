@@ -7,18 +7,13 @@ from mmengine.config import Config
 
 from mmsokd.recipes import writing
 from mmsokd.recipes.sides import classes_of
-from mmsokd.recipes.writing import check_place, sokd_base
+from mmsokd.recipes.writing import HOOKS, check_place
 
 
-def test_our_base_is_that_of_the_working_tree_or_of_the_package(monkeypatch, tmp_path):
-    assert sokd_base() == Path(__file__).resolve().parents[2] / 'configs' / '_base_' / 'sokd.py'
-    monkeypatch.setattr(writing, '__file__', str(tmp_path / 'mmsokd' / 'recipes' / 'writing.py'))
-    with pytest.raises(FileNotFoundError, match='install it with'):
-        sokd_base()
-    base = tmp_path / 'mmsokd' / '.mim' / 'configs' / '_base_' / 'sokd.py'  # as installed
-    base.parent.mkdir(parents=True)
-    base.touch()
-    assert sokd_base() == base
+def test_the_hooks_are_those_of_our_base():
+    base = Config.fromfile(Path(__file__).resolve().parents[2] / 'configs' / '_base_' / 'sokd.py')
+    assert base.custom_hooks == [dict(type=f'mmsokd.{name}') for name in HOOKS]
+    assert base.custom_imports == dict(imports=['mmsokd'], allow_failed_imports=False)
 
 
 @pytest.mark.parametrize(
