@@ -1,13 +1,16 @@
 """Checks that need the runner: is there anything to learn from, and is what is saved worth keeping."""
 
+import logging
 from typing import Any
 
 import torch
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from mmsokd.checkpoint import guard_mmengine
 from mmsokd.checks import check_bool
+from mmsokd.hooks.balance import ITERATIONS, Balance
 from mmsokd.hooks.checkpoint import make_saves_atomic
 from mmsokd.hooks.common import model_of
 from mmsokd.registry import HOOKS
@@ -16,6 +19,8 @@ from mmsokd.registry import HOOKS
 @HOOKS.register_module()
 class GuardHook(Hook):
     """Stops a run that cannot learn before it starts, and a checkpoint that is no good before it is written or read.
+
+    It warns of a loss that comes to many times the student's own in the first iterations.
 
     Beside it, MMEngine reads checkpoints without running what is in them, and writes them atomically; ``cfg.compile``
     leaves the optimizer's step as it is, which PyTorch 2.1 cannot compile where SGD has a momentum.
@@ -34,6 +39,7 @@ class GuardHook(Hook):
     def __init__(self, trust_checkpoint: bool = False) -> None:
         check_bool('GuardHook.trust_checkpoint', trust_checkpoint)
         self.trust_checkpoint = trust_checkpoint
+        self._balance = Balance()
 
     def before_run(self, runner: Runner) -> None:
         """Guard reading and writing, before the Runner loads or resumes."""
@@ -52,7 +58,14 @@ class GuardHook(Hook):
         _check_weights(runner)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Likewise where checkpoints are written by iterations."""
+        """Likewise where checkpoints are written by iterations. Look at the losses of the first iterations."""
+        for name, ratio, key in self._balance.add(outputs or {}):
+            print_log(
+                f"{name} comes to {ratio:.3g} times the student's own losses, in the mean of {ITERATIONS} iterations, "
+                f'and may hold the student back. Unless its authors trained it so: lower {key}',
+                'current',
+                logging.WARNING,
+            )
         savers = [h for h in runner.hooks if isinstance(h, CheckpointHook) and not h.by_epoch]
         if any(self.every_n_train_iters(runner, h.interval) for h in savers) or (
             savers and self.is_last_train_iter(runner)
