@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,17 @@ def test_parts(tool):
     assert len([name for name in names if name.startswith('op: ')]) == 9
     assert [row[2] for row in rows if row[0] == 'areas: decode and masks in loops'] == ['1']
     assert all(len(times) == 2 and min(times) > 0 for times in figures['seconds'].values())
+
+
+@pytest.mark.parametrize('least', [0, 0.01])
+def test_repeated(module, least):
+    measure = module('_measure')
+    ran = []
+    variant, count = measure.repeated(measure.Variant(lambda x: ran.append(x) or time.sleep(0.001), lambda: 3), least)
+    assert ran == [3, 3]  # to find out how long one takes
+    variant.run(variant.prepare())
+    assert ran == [3] * (2 + count)
+    assert (count == 1) if least == 0 else (1 <= count <= 10)  # a busy machine takes longer than asked
 
 
 def test_parts_has_every_loss(module):
