@@ -178,3 +178,14 @@ def test_peers_without_mmrazor(module, monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match=r'expected version 1\.0\.0'):
         peers.import_mmrazor(tmp_path)
     assert torch.__version__ == version
+
+
+def test_other_paces_of_the_teacher(tool):
+    rows, figures = tool(
+        'step', '--memory-rounds', '1', '--skip', 'SoKD, unrolled', '--pace', 'trim', 'autocast', *TINY
+    )
+    own = figures['cifar']['memory']
+    assert [row[0] for row in rows if row[0].startswith('plain host')] == [
+        'plain host', 'plain host, trim', 'plain host, autocast'
+    ]  # fmt: skip
+    assert own['plain host, trim']['resident'] < own['plain host']['resident']

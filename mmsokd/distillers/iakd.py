@@ -175,6 +175,7 @@ class IAKDDistiller(Distiller):
     """
 
     needs_terms = False
+    needs_whole_teacher = True  # whose stages are swapped in
 
     def __init__(
         self,

@@ -42,6 +42,8 @@ class TSTDistiller(Distiller):
         ValueError: there is no teacher, or an option is not valid.
     """
 
+    needs_whole_teacher = True  # whose losses say which pictures are worth teaching
+
     def __init__(
         self,
         *args: Any,

@@ -8,7 +8,7 @@ and of PolicySearchHook. docs/benchmarks.md tells how to read the table.
 
 import argparse
 
-from _cases import CASES, add_sizes, variants
+from _cases import CASES, PACES, add_sizes, variants
 from _measure import (
     MIB,
     Memory,
@@ -37,6 +37,9 @@ def parse_args() -> argparse.Namespace:
         '--profile', type=int, default=0, help='show so many operations that make up what is above the floor'
     )
     parser.add_argument('--sokd-width', type=int, help="of SoKD's adapters and area heads; the config's by default")
+    parser.add_argument(
+        '--pace', nargs='*', default=[], choices=[*PACES], help='run the plain host with such a teacher too'
+    )
     add_sizes(parser)
     add_rounds(parser)
     return parser.parse_args()
