@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,17 @@ def test_parts(tool):
     assert all(len(times) == 2 and min(times) > 0 for times in figures['seconds'].values())
 
 
+@pytest.mark.parametrize('least', [0, 0.01])
+def test_repeated(module, least):
+    measure = module('_measure')
+    ran = []
+    variant, count = measure.repeated(measure.Variant(lambda x: ran.append(x) or time.sleep(0.001), lambda: 3), least)
+    assert ran == [3, 3]  # to find out how long one takes
+    variant.run(variant.prepare())
+    assert ran == [3] * (2 + count)
+    assert (count == 1) if least == 0 else (1 <= count <= 10)  # a busy machine takes longer than asked
+
+
 def test_parts_has_every_loss(module):
     from mmsokd import losses
     from mmsokd.losses import TermLoss
@@ -176,3 +188,14 @@ def test_peers_without_mmrazor(module, monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match=r'expected version 1\.0\.0'):
         peers.import_mmrazor(tmp_path)
     assert torch.__version__ == version
+
+
+def test_other_paces_of_the_teacher(tool):
+    rows, figures = tool(
+        'step', '--memory-rounds', '1', '--skip', 'SoKD, unrolled', '--pace', 'trim', 'autocast', *TINY
+    )
+    own = figures['cifar']['memory']
+    assert [row[0] for row in rows if row[0].startswith('plain host')] == [
+        'plain host', 'plain host, trim', 'plain host, autocast'
+    ]  # fmt: skip
+    assert own['plain host, trim']['resident'] < own['plain host']['resident']

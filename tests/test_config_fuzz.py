@@ -49,7 +49,7 @@ from tests.distillers.test_host_table import ROWS, TASKS
 COUNT = 300
 SEED = 0
 REFUSALS = (ValueError, TypeError, FileNotFoundError)  # as Distiller's documentation says
-PACE = dict(autocast=None, channels_last=False, compile=False, stream=False)
+PACE = dict(autocast=None, channels_last=False, compile=False, stream=False, trim=False)
 POOL = 'the pool'  # stands for a model that is built but once
 SCOPES = dict(Classification='mmpretrain', Segmentation='mmseg', Detection='mmdet')
 BATCHES = dict(

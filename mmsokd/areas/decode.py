@@ -17,6 +17,7 @@ def keep_peaks(heat: Tensor) -> Tensor:
     return heat * (highest == heat).to(heat.dtype)
 
 
+@torch.no_grad()
 def decode(heat: Tensor, size: Tensor, offset: Tensor, num_areas: int) -> tuple[Tensor, Tensor]:
     """The boxes around the strongest peaks: centre + offset -/+ size/2, clamped to the map, at least one cell.
 
@@ -34,27 +35,30 @@ def decode(heat: Tensor, size: Tensor, offset: Tensor, num_areas: int) -> tuple[
     k = min(num_areas, height * width)
     scores, index = keep_peaks(heat).flatten(1).topk(k)  # over classes and positions
     cell = index % (height * width) if classes > 1 else index  # (N, k)
-    there = torch.cat([offset, size], 1).flatten(2).gather(2, cell[:, None].expand(n, 4, k))  # (N, 4, k)
-    dx, dy, w, h = there.unbind(1)
-    x1, x2 = _interval(cell % width + dx, w, width)
-    y1, y2 = _interval(cell // width + dy, h, height)
-    return torch.stack([x1, y1, x2, y2], -1), scores
+    there = cell[:, None].expand(n, 2, k)
+    # Both axes at once, x before y: (N, 2, k).
+    corner = torch.stack([cell % width, cell // width], 1)
+    centre = _within(offset.flatten(2).gather(2, there) + corner, width, height)
+    half = size.flatten(2).gather(2, there) / 2
+    low, high = (centre - half).clamp_(min=0), _within(centre + half, width, height)
+    # What is shorter than a cell grows around its middle, and is pushed back where that leaves the map. What is longer
+    # reaches beyond that on both sides, and stays.
+    low = torch.minimum(low, _within((low + high - 1) / 2, width - 1, height - 1))
+    return torch.cat([low, torch.maximum(high, low + 1)], 1).transpose(1, 2), scores
 
 
-def _interval(centre: Tensor, side: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """``centre`` -/+ ``side`` / 2, clamped to [0, limit], at least a cell long. ``limit`` is a host number: no sync."""
-    centre, half = centre.clamp(0, limit), side / 2
-    low, high = (centre - half).clamp(min=0), (centre + half).clamp(max=limit)
-    # What is shorter than a cell grows around its middle, and is pushed back where that leaves the map.
-    grown = ((low + high) / 2 - 0.5).clamp(0, limit - 1)
-    short = high - low < 1
-    return torch.where(short, grown, low), torch.where(short, grown + 1, high)
+def _within(place: Tensor, width: int, height: int) -> Tensor:
+    """``place`` (N, 2, k), clamped in place to the map. Both limits are host numbers: no sync."""
+    place[:, 0].clamp_(0, width)
+    place[:, 1].clamp_(0, height)
+    return place
 
 
+@torch.no_grad()
 def area_count(boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Tensor:
     """How many boxes cover each cell, by its centre.
 
-    Two one-dimensional comparisons and one product a sample: (N, k, H, W) is never built.
+    One-dimensional comparisons and one product a sample: (N, k, H, W) is never built.
 
     Args:
         boxes: (N, k, 4) in cells.
@@ -63,13 +67,13 @@ def area_count(boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Tensor:
 
     Returns: (N, 1, H, W), float32.
     """
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    rows = torch.arange(size[0], device=boxes.device) + 0.5
-    columns = torch.arange(size[1], device=boxes.device) + 0.5
-    inside_y = (rows >= y1[..., None]) & (rows < y2[..., None]) & (scores > 0)[..., None]  # (N, k, H)
-    inside_x = (columns >= x1[..., None]) & (columns < x2[..., None])  # (N, k, W)
+    cells = torch.arange(0.5, max(size), device=boxes.device)[:, None, None, None]  # centres, along either axis
+    # Zeros and ones, with the boxes in the last dimension: on a CPU booleans and short rows take several times as long.
+    past = (cells - boxes.transpose(1, 2)).ge_(0)  # (L, N, 4, k): whether a centre lies on an edge or behind it
+    x, y = past[:, :, :2].gt_(past[:, :, 2:]).unbind(2)  # inside: past the first edge, and not past the second
+    y.mul_(scores > 0)
     with torch.autocast(boxes.device.type, enabled=False):
-        return torch.bmm(inside_y.float().transpose(1, 2), inside_x.float())[:, None]
+        return torch.bmm(y[: size[0]].transpose(0, 1), x[: size[1]].permute(1, 2, 0))[:, None].float()
 
 
 def area_weight(boxes: Tensor, scores: Tensor, size: tuple[int, int], overlap: str) -> Tensor:
@@ -78,4 +82,4 @@ def area_weight(boxes: Tensor, scores: Tensor, size: tuple[int, int], overlap: s
     Returns: (N, 1, H, W), float32.
     """
     count = area_count(boxes, scores, size)
-    return (count > 0).float() if overlap == 'union' else count
+    return count.clamp_(max=1) if overlap == 'union' else count

@@ -145,8 +145,9 @@ class DistinctiveAreaDetector(BaseModule):
         weights, boxes = [], []
         sums = dict.fromkeys(self.loss_weights, student[0].new_zeros((), dtype=torch.float32))
         stats = []
+        joined = [head.joined() for head in self.heads]
         for level, (s, t) in enumerate(zip(student, teacher, strict=True)):
-            ours, theirs = self._head(level)(s), self._head(level)(t)
+            ours, theirs = (self._head(level)(x, joined[level % len(joined)]) for x in (s, t))
             maps = mix(ours, theirs, self.source)
             found, scores = decode(*maps, self._clamp(level, maps.heat))
             weight = area_weight(found, scores, maps.heat.shape[-2:], self.overlap)

@@ -48,14 +48,18 @@ class AreaHead(BaseModule):
             nn.init.normal_(branch[-1].weight, std=1e-3)
             nn.init.constant_(branch[-1].bias, start)
 
-    def forward(self, feat: Tensor) -> AreaMaps:
-        """Feature (N, C, H, W) -> maps of the same size."""
+    def joined(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the three branches' first convolutions as one; a step has use for them several times."""
+        first = [branch[0] for branch in (self.heat, self.size, self.offset)]
+        return torch.cat([conv.weight for conv in first]), torch.cat([conv.bias for conv in first])
+
+    def forward(self, feat: Tensor, joined: tuple[Tensor, Tensor] | None = None) -> AreaMaps:
+        """Feature (N, C, H, W) -> maps of the same size; ``joined`` is what :meth:`joined` gave in this step."""
         branches = self.heat, self.size, self.offset
         # One convolution for the three: the feature is read once, and gets one gradient instead of three.
-        first = [branch[0] for branch in branches]
-        weight, bias = (torch.cat([getattr(conv, name) for conv in first]) for name in ('weight', 'bias'))
+        weight, bias = self.joined() if joined is None else joined
         hidden = F.conv2d(feat, weight, bias, padding=1).relu_()
-        parts = hidden.split([conv.out_channels for conv in first], 1)
+        parts = hidden.chunk(3, 1)
         heat, size, offset = (_predict(branch[-1], part) for branch, part in zip(branches, parts, strict=True))
         if self.final_relu:
             heat = heat.relu()

@@ -299,7 +299,7 @@ class _Steered(torch.autograd.Function):
         share = gradient
         if ctx.saved_tensors:
             toward, away = ctx.saved_tensors
-            share = gradient * (toward - away)
+            share = (toward - away).mul_(gradient)
         soft = share.sum().reshape(1) if ctx.rows == 1 else share.sum((1, 2, 3))
         return gradient, soft, None, None
 

@@ -78,6 +78,7 @@ class Distiller(Face):
     trains = STUDENT
     needs_terms: ClassVar[bool] = True  # whether there is nothing to learn from the teacher without
     may_cache: ClassVar[bool] = True  # whether frozen teachers see the data set's own pictures, and nothing else
+    needs_whole_teacher: ClassVar[bool] = False  # whether it runs what no tap reads
 
     def __init__(
         self,
@@ -161,6 +162,13 @@ class Distiller(Face):
                         'found True'
                     )
             teacher.match_padding(self.data_preprocessor, size)
+            if teacher.pace.trim:
+                if self.needs_whole_teacher:
+                    raise ValueError(
+                        f'{teacher.name}.trim: expected False for a {type(self).__name__}, which needs more of its '
+                        'teacher than the taps do, found True'
+                    )
+                teacher.trim(size)
         for term in self.terms.values():
             has_areas = self.areas is not None and term.wants_areas
             is_refined = self.refine is not None and term.wants_refine and not self.refine.is_followed_by(term, probes)

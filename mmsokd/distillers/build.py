@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from mmsokd.checkpoint import load_checkpoint
 from mmsokd.checks import check_keys, nearest, telling
 
-TEACHER_KEYS = ('checkpoint', 'trust_checkpoint', 'autocast', 'channels_last', 'compile', 'stream')  # beside cfg
+# beside cfg
+TEACHER_KEYS = ('checkpoint', 'trust_checkpoint', 'autocast', 'channels_last', 'compile', 'stream', 'trim')
 
 
 def load_config(key: str, source: str) -> Config:

@@ -176,6 +176,7 @@ class IAKDDistiller(Distiller):
 
     needs_terms = False
     may_cache = False  # its stages are run within the student
+    needs_whole_teacher = True  # whose stages are swapped in
 
     def __init__(
         self,

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from mmsokd.checks import check_bool, check_choice, check_keys
 from mmsokd.distillers.build import build_model, load_weights
 from mmsokd.distillers.cache import TeacherCache, identity
-from mmsokd.taps import FeatureTap, Probe, Tap, probe, run_for_taps
+from mmsokd.distillers.trimming import let_go
+from mmsokd.taps import FeatureTap, Probe, Tap, dry_inputs, probe, run_for_taps
 
 _INDUCTOR = 'inductor'  # PyTorch's own backend, and the default
-PACE = ('autocast', 'channels_last', 'compile', 'stream')
+PACE = ('autocast', 'channels_last', 'compile', 'stream', 'trim')
 
 
 class Normalization(NamedTuple):
@@ -98,6 +99,7 @@ class Pace:
         compile: True, or ``backend``, ``mode``, ``options`` and ``dynamic`` of ``torch.compile``; for the teacher
             alone.
         stream: on a GPU, run it on a CUDA stream of its own, beside the student's forward; elsewhere nothing changes.
+        trim: let go of the parts that no tap needs, such as its head, and of their memory.
 
     Raises:
         ValueError: a value is none of these.
@@ -110,15 +112,18 @@ class Pace:
         channels_last: bool = False,
         compile: bool | Mapping = False,
         stream: bool = False,
+        trim: bool = False,
     ) -> None:
         check_choice(f'{key}.autocast', autocast, [None, 'bfloat16', 'float16'])
         check_bool(f'{key}.channels_last', channels_last)
         check_bool(f'{key}.stream', stream)
+        check_bool(f'{key}.trim', trim)
         if not isinstance(compile, Mapping):
             check_bool(f'{key}.compile', compile)
         self.dtype = getattr(torch, autocast) if autocast else None
         self.channels_last = channels_last
         self.stream = stream
+        self.trim = trim
         self.run = run_for_taps
         if compile is not False:
             self.run = _compiled(f'{key}.compile', compile if isinstance(compile, Mapping) else {})
@@ -245,6 +250,19 @@ class Teacher:
         if taps not in self._ears:
             self._ears[taps] = FeatureTap(self.module, taps, self._probe.calls, self._probe.overwritten)
         return self._ears[taps]
+
+    @torch.no_grad()
+    def trim(self, size: int) -> None:
+        """Let go of the parts that no tap needs, by a dry run on a picture of this side, in pixels."""
+
+        def run() -> None:
+            with torch.random.fork_rng(devices=[]), self._ear(tuple(self.taps)).replacing(None):
+                run_for_taps(self.module, self.taps, *dry_inputs(self.module, size))
+
+        gone = let_go(self.module, run, self.name)
+        self.module.eval()
+        if gone:
+            print_log(f'{self.name}: no tap needs {", ".join(gone)}', 'current')
 
     def match_normalization(self, student: nn.Module | None) -> None:
         """Re-normalise each batch, and fill its padding, where ``student``, its data preprocessor, differs from ours.

@@ -43,6 +43,7 @@ class TSTDistiller(Distiller):
     """
 
     may_cache = False  # the twins are drawn anew in every step
+    needs_whole_teacher = True  # whose losses say which pictures are worth teaching
 
     def __init__(
         self,

@@ -35,6 +35,20 @@ def test_final_relu_does_not_start_closed():
     assert head.heat[0].weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize('once', [False, True])
+def test_one_convolution_does_what_three_branches_do(once):
+    head, feat = AreaHead(8, 6, num_classes=3).double(), pyramid()[0].double()
+    torch.nn.init.normal_(head.size[-1].weight)  # not as small as it starts
+    maps = head(feat, head.joined()) if once else head(feat)
+    branches = head.heat(feat).sigmoid(), F.softplus(head.size(feat)), head.offset(feat)
+    for ours, theirs in zip(maps, branches, strict=True):
+        torch.testing.assert_close(ours, theirs.float())
+    found, expected = (
+        torch.autograd.grad(sum(x.square().sum() for x in side), [*head.parameters()]) for side in (maps, branches)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_result():
     result = detector()(pyramid(1), pyramid(2))
     assert [tuple(w.shape) for w in result.weights] == [(2, 1, 8, 6), (2, 1, 4, 3), (2, 1, 1, 1)]

@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
-from tests.builders import classifier, distiller, losses_of, make_it_speak, raw_cls_batch, segmentor
+from mmsokd.distillers.trimming import Gone, let_go
+from tests.builders import classifier, distiller, losses_of, make_it_speak, raw_cls_batch, retinanet, segmentor
 
 TERMS = dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap=['backbone.layer2', 'backbone.layer4']))
 
@@ -17,8 +19,9 @@ def built(**pace):
     return distiller('Distiller', student=classifier(), teacher=teacher, terms=TERMS, probe_size=64)
 
 
-def features(model):
-    make_it_speak(model.teacher, raw_cls_batch(4))
+def features(model, speaking=True):
+    if speaking:
+        make_it_speak(model.teacher, raw_cls_batch(4))
     data = model.data_preprocessor(raw_cls_batch(4), True)
     found = model._teachers['teacher'].features(data['inputs'], data['data_samples'])
     return next(iter(found.values()))
@@ -85,6 +88,7 @@ def test_a_copy_shares_the_teacher():
         (dict(compile=dict(dynamic='x')), r"^teacher\.compile\.dynamic: expected one of .* found 'x'"),
         (dict(compile=dict(fullgraph=True)), r'^teacher\.compile\.fullgraph: expected one of'),
         (dict(stream='own'), r'^teacher\.stream: expected'),
+        (dict(trim='head'), r'^teacher\.trim: expected'),
         (dict(streams=True), r"^teacher\.streams: expected one of .*nearest: \['stream'\]"),
     ],
 )
@@ -99,6 +103,68 @@ def test_a_stream_of_its_own_is_refused_beside_refine_at():
     refine = dict(type='mmsokd.FeatureAugmentationNeck', at='backbone.layer3')
     with pytest.raises(ValueError, match=r'^teacher\.stream: expected False beside refine\.at'):
         distiller('SoKDDistiller', student=segmentor(), teacher=teacher, terms=terms, refine=refine)
+
+
+def gone(model):
+    return [name for name, module in model.teacher.named_modules() if isinstance(module, Gone)]
+
+
+def test_a_trimmed_teacher_says_the_same():
+    plain, trimmed = built(), built(trim=True)
+    assert gone(plain) == []
+    assert gone(trimmed) == ['head']
+    assert trimmed.teacher.state_dict().keys() == {k for k in plain.teacher.state_dict() if not k.startswith('head.')}
+    for ours, theirs in zip(features(trimmed, speaking=False), features(plain, speaking=False), strict=True):
+        assert ours.std() > 0
+        assert torch.equal(ours, theirs)
+    losses_of(trimmed, raw_cls_batch(4))
+    assert not any(module.training for module in trimmed.train().teacher.modules())
+    with pytest.raises(AttributeError, match=r"^teacher\.trim: expected False where 'head' is needed"):
+        trimmed.teacher(torch.zeros(1, 3, 32, 32), mode='predict')
+
+
+def test_later_stages_go_too():
+    teacher = dict(cfg=retinanet(16), trim=True)
+    terms = dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='backbone.layer2'))
+    model = distiller('Distiller', student=retinanet(), teacher=teacher, terms=terms)
+    assert gone(model) == ['backbone.layer3', 'backbone.layer4', 'neck', 'bbox_head']
+
+
+def test_what_refine_at_needs_stays():
+    teacher = dict(cfg=segmentor(16), trim=True)
+    terms = dict(loss_kd=dict(type='mmsokd.KDLoss', tap='decode_head.conv_seg'))
+    refine = dict(type='mmsokd.FeatureAugmentationNeck', at='backbone.layer3')
+    model = distiller('SoKDDistiller', student=segmentor(), teacher=teacher, terms=terms, refine=refine)
+    assert gone(model) == []
+
+
+def test_weights_that_are_read_without_a_call_stay():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2)  # its last projection is never called
+            self.table, self.unread = nn.Embedding(3, 8), nn.Embedding(3, 8)
+
+        def forward(self, x):
+            return self.attention(x, x, self.table.weight[None].expand_as(x))[0]
+
+    net = Net().train()
+    x = torch.randn(1, 3, 8)
+    before = net(x)
+    assert let_go(net, lambda: net(x), 'teacher') == ['unread']
+    assert torch.equal(net(x), before)
+
+
+def test_what_is_needed_unseen_is_told():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3))
+    with pytest.raises(AttributeError, match=r"^teacher\.trim: .*'1'"):
+        let_go(net, lambda: net[1].out_features, 'teacher')
+
+
+@pytest.mark.parametrize('kind', ['TSTDistiller', 'IAKDDistiller'])
+def test_some_need_the_whole_teacher(kind):
+    with pytest.raises(ValueError, match=rf'^teacher\.trim: expected False for a {kind}'):
+        distiller(kind, student=classifier(), teacher=dict(cfg=classifier(16), trim=True), terms=TERMS, probe_size=64)
 
 
 @pytest.mark.cuda

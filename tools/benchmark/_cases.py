@@ -2,7 +2,7 @@
 
 import copy
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +25,8 @@ from mmsokd.taps import FeatureTap, run_for_taps
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 FOREVER = 10**9  # iterations
+# What a teacher's config says where it is run another way.
+PACES: dict[str, Any] = dict(autocast='bfloat16', channels_last=True, compile=True, trim=True)
 
 
 class Case(NamedTuple):
@@ -285,10 +287,13 @@ def narrow_plug_ins(model: Any, width: int) -> None:
         term.adapter = dict(term.get('adapter') or dict(type='mmsokd.SoKDAdapter'), feat_channels=width)
 
 
-def build(path: str | Path, args: Any, side: int, batch_size: int, **changes: Any) -> Training:
-    """The distiller of a config, ready to train; ``changes`` go into its model's dict."""
+def build(
+    path: str | Path, args: Any, side: int, batch_size: int, pace: Sequence[str] = (), **changes: Any
+) -> Training:
+    """The distiller of a config, ready to train; ``changes`` go into its model's dict, ``pace`` into its teacher's."""
     cfg = load(CONFIGS / path, args.width)
     cfg.model.update(changes)
+    cfg.model.teacher.update({key: PACES[key] for key in pace})
     if getattr(args, 'sokd_width', None) and cfg.model.type.endswith('SoKDDistiller'):
         narrow_plug_ins(cfg.model, args.sokd_width)
     torch.manual_seed(0)
@@ -328,6 +333,7 @@ def variants(case: Case, args: Any) -> dict[str, Variant]:
         'teacher, to the tap': teaching.variant('to_the_tap'),
         'plain host': plain.variant(),
         **more,
+        **{f'plain host, {key}': build(case.plain, args, side, batch_size, [key]).variant() for key in args.pace},
         'SoKD, searching': sokd.variant(steps['fused']()),
         'SoKD, frozen': sokd.variant(steps[None]()),
         'SoKD, unrolled': sokd.variant(steps['unrolled']()),

@@ -1,6 +1,7 @@
 """What the benchmarks share: the clock, rounds in turns, peak memory, and tables."""
 
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -85,6 +86,21 @@ def times(variants: Mapping[str, Variant], args: Any) -> dict[str, list[float]]:
     return in_turns(
         variants, args.rounds, args.warm_up, lambda run, argument: seconds(run, argument, getattr(args, 'wall', False))
     )
+
+
+def repeated(variant: Variant, least: float) -> tuple[Variant, int]:
+    """As many runs in a row as take about ``least`` seconds, and their number.
+
+    One run of less than a millisecond tells of the clock, and of caches that something else has filled.
+    """
+    variant.run(variant.prepare())
+    count = max(1, math.ceil(least / seconds(variant.run, variant.prepare(), wall=True)))
+
+    def run(arguments: list) -> None:
+        for argument in arguments:
+            variant.run(argument)
+
+    return Variant(run, lambda: [variant.prepare() for _ in range(count)], variant.resident), count
 
 
 class Memory(NamedTuple):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from _measure import Spread, Variant, add_rounds, clock_name, markdown, ratios, times, write
+from _measure import Spread, Variant, add_rounds, clock_name, markdown, ratios, repeated, times, write
 from mmengine.device import get_device
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor
@@ -34,6 +34,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--channels', type=int, default=128)
     parser.add_argument('--side', type=int, default=16, help='of the map, in cells')
     parser.add_argument('--num-areas', type=int, default=8)
+    parser.add_argument('--least', type=float, default=0.02, help='seconds that the runs for one figure take together')
     add_rounds(parser)
     return parser.parse_args()
 
@@ -210,7 +211,9 @@ def main() -> None:
     found: dict[str, Variant] = {}
     for kind in args.only:
         found.update(PARTS[kind](args, device))
-    seconds = times(found, args)
+    rows = {name: repeated(variant, args.least) for name, variant in found.items()}
+    seconds = times({name: row for name, (row, _) in rows.items()}, args)
+    seconds = {name: [value / rows[name][1] for value in own] for name, own in seconds.items()}
     size = f'{args.batch_size} maps of {args.channels} x {args.side} x {args.side}, {args.num_areas} areas'
     print(f'{size}; {clock_name(args.wall)}\n\n{table(seconds)}')
     write(args.json, dict(title=size, clock=clock_name(args.wall), seconds=seconds))

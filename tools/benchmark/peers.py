@@ -114,7 +114,9 @@ def trainings(host: str, args: argparse.Namespace) -> tuple[dict[str, Training],
     plain, sokd = (build(path, args, args.side, args.batch_size) for path in (plain_path, sokd_path))
     student = student_alone(plain, plain_path, args, args.side, args.batch_size)
     cfg = load(CONFIGS / plain_path, args.width).optim_wrapper
-    found = {'student alone': student, 'mmsokd, plain': plain, 'mmsokd, SoKD searching': sokd}
+    found = {'student alone': student, 'mmsokd, plain': plain}
+    found['mmsokd, plain, trim'] = build(plain_path, args, args.side, args.batch_size, ['trim'])
+    found['mmsokd, SoKD searching'] = sokd
     for kind in PEERS:
         model = peer(kind, host, student.model, plain.model.teacher)
         found[f'MMRazor, {kind}'] = Training(model, cfg, args.side, args.batch_size, args.amp, model.student)

@@ -8,7 +8,7 @@ and of PolicySearchHook. docs/benchmarks.md tells how to read the table.
 
 import argparse
 
-from _cases import CASES, add_sizes, variants
+from _cases import CASES, PACES, add_sizes, variants
 from _measure import (
     MIB,
     Memory,
@@ -40,6 +40,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--cached', choices=DTYPES, help="the plain host also with its teacher's outputs on disk")
     parser.add_argument('--sokd-width', type=int, help="of SoKD's adapters and area heads; the config's by default")
+    parser.add_argument(
+        '--pace', nargs='*', default=[], choices=[*PACES], help='run the plain host with such a teacher too'
+    )
     add_sizes(parser)
     add_rounds(parser)
     return parser.parse_args()
