@@ -154,7 +154,8 @@ class OnlineDistiller(Distiller):
                     pair = feats[STUDENT][term.student_tap], feats[ONLINE][term.teacher_tap]
                     student, teacher = term.select(*pair, inputs.shape[-2:])
                     student = [level.detach() for level in student]
-                    losses[f'mutual.{name}'] = weights[name] * term(term.adapt(teacher, student), student, None, samples)
+                    result = term.compare(term.adapt(teacher, student), student, None, samples)
+                losses[f'mutual.{name}'] = weights[name] * result.loss
         return losses
 
 

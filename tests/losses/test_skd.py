@@ -126,7 +126,7 @@ def test_at_the_rate_of_the_configs_the_target_leaves_the_teacher_slowly():
     assert early['skd.kl_soft_target'] < 2 * first['skd.kl_soft_target']
     assert early['skd.kl_target_student'] > 0.5
     _, late = learn(anchor=1.0, rate=1e-3, steps=1000)
-    assert late['skd.kl_soft_target'] > 10 * first['skd.kl_soft_target']
+    assert late['skd.kl_soft_target'] > max(0.01, 5 * first['skd.kl_soft_target'])
     assert late['skd.kl_target_student'] > 0.5
 
 
