@@ -40,7 +40,7 @@ from mmsokd.augment import FeatureAugmentationNeck, ImageAugmenter
 from mmsokd.checks import is_number
 from mmsokd.distillers import SFTNTeacherTrainer
 from mmsokd.distillers.face import Face
-from mmsokd.losses import FitNetLoss
+from mmsokd.losses import FitNetLoss, KDLoss
 from mmsokd.registry import MODELS
 from tests.builders import gfl, raw_batch, raw_cls_batch, raw_seg_batch, use_scope
 from tests.distillers.test_host_table import ROWS, TASKS
@@ -140,13 +140,16 @@ def others() -> list[Base]:
         stages=stages, probability=ramp, transform={key: value for key, value in CONV.items() if key != 'resize'}
     )
     online = dict(cfg=model_config('Classification', False, 'teacher'), checkpoint=None, trust_checkpoint=False)
+    both_ways = dict(mutual=['loss_kd'], terms=dict(HINT, loss_kd=part(KDLoss, tap='head.fc')))
     models = dict(
         pace=dict(type='mmsokd.Distiller', teacher=fast),
         IAKD=dict(type='mmsokd.IAKDDistiller', teacher=dict(cfg=POOL, **PACE), **seams),
-        EKD=dict(type='mmsokd.OnlineDistiller', online_teacher=online, refine=part(FeatureAugmentationNeck)),
+        EKD=dict(
+            type='mmsokd.OnlineDistiller', online_teacher=online, refine=part(FeatureAugmentationNeck), **both_ways
+        ),
     )
     return [
-        Base('Classification', name, dict(cfg, student=POOL, terms=copy.deepcopy(HINT), probe_size=64))
+        Base('Classification', name, copy.deepcopy(dict(dict(student=POOL, terms=HINT, probe_size=64), **cfg)))
         for name, cfg in models.items()
     ]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mmsokd.distillers import Distiller
 from mmsokd.registry import MODELS
 from tests.builders import classifier, distiller
 from tests.distillers import test_combined, test_host_table, test_iakd, test_kcd, test_online, test_sftn, test_tst
@@ -91,6 +92,14 @@ def test_what_works_has_configs_whose_card_is_whole_and_linked(method, task, cel
         if f'../../classification/{path.parent.name}/README.md' in text:
             text += plain.read_text()
         assert not [part for part in SHORT_PARTS if not re.search(part, text, re.M | re.S)], path
+
+
+def test_those_that_exclude_each_other_are_distillers_of_their_own():
+    """And no others are; SoKD's is the plain one with its plug-ins on."""
+    own = dict(TSTDistiller='TST', OnlineDistiller='EKD', IAKDDistiller='IAKD')
+    found = {name for name, cls in MODELS.module_dict.items() if isinstance(cls, type) and issubclass(cls, Distiller)}
+    assert found == {'Distiller', 'SoKDDistiller', *own}
+    assert f'{", ".join([*own.values()][:-1])} and IAKD, and a model has one `type`: they exclude each other' in PAGE
 
 
 def test_what_works_is_what_the_tests_train():
