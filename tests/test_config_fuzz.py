@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from functools import lru_cache, partial
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,11 +37,11 @@ from torch.utils.data import DataLoader
 
 from mmsokd import hooks
 from mmsokd.areas import DistinctiveAreaDetector
-from mmsokd.augment import FeatureAugmentationNeck, ImageAugmenter
+from mmsokd.augment import FeatureAugmentationNeck, ImageAugmenter, KnowledgeRefiner
 from mmsokd.checks import is_number
 from mmsokd.distillers import SFTNTeacherTrainer
 from mmsokd.distillers.face import Face
-from mmsokd.losses import FitNetLoss, KDLoss
+from mmsokd.losses import FitNetLoss
 from mmsokd.registry import MODELS
 from tests.builders import gfl, raw_batch, raw_cls_batch, raw_seg_batch, use_scope
 from tests.distillers.test_host_table import ROWS, TASKS
@@ -140,16 +141,14 @@ def others() -> list[Base]:
         stages=stages, probability=ramp, transform={key: value for key, value in CONV.items() if key != 'resize'}
     )
     online = dict(cfg=model_config('Classification', False, 'teacher'), checkpoint=None, trust_checkpoint=False)
-    both_ways = dict(mutual=['loss_kd'], terms=dict(HINT, loss_kd=part(KDLoss, tap='head.fc')))
     models = dict(
         pace=dict(type='mmsokd.Distiller', teacher=fast),
         IAKD=dict(type='mmsokd.IAKDDistiller', teacher=dict(cfg=POOL, **PACE), **seams),
-        EKD=dict(
-            type='mmsokd.OnlineDistiller', online_teacher=online, refine=part(FeatureAugmentationNeck), **both_ways
-        ),
+        EKD=dict(type='mmsokd.OnlineDistiller', online_teacher=online, refine=part(FeatureAugmentationNeck)),
+        MetaKD=dict(type='mmsokd.Distiller', teacher=dict(cfg=POOL, **PACE), refine=part(KnowledgeRefiner)),
     )
     return [
-        Base('Classification', name, copy.deepcopy(dict(dict(student=POOL, terms=HINT, probe_size=64), **cfg)))
+        Base('Classification', name, dict(cfg, student=POOL, terms=copy.deepcopy(HINT), probe_size=64))
         for name, cfg in models.items()
     ]
 
@@ -364,7 +363,8 @@ def places(rng: random.Random, start: Base, cfg: dict) -> list[tuple[Any, Any, t
     if part == 'student':
         cfg['student'] = model_config(start.task, is_ld, 'student')
     if part == 'teacher' and rng.random() < 0.5:
-        cfg.get('teacher', cfg.get('teachers', {}).get('one'))['cfg'] = model_config(start.task, is_ld, 'teacher')
+        source = cfg.get('teacher') or cfg.get('online_teacher') or cfg['teachers']['one']
+        source['cfg'] = model_config(start.task, is_ld, 'teacher')
     found = [node for node in nodes(cfg) if node[2] != ('type',)]
     below = [node for node in found if node[2][0].startswith(part) and part]
     return below or [node for node in found if len(node[2]) < 3]
@@ -399,12 +399,20 @@ def outcome(mutation: Mutation) -> Outcome:
 
 
 def one_step(model: nn.Module, task: str) -> None:
-    """With the search on, as PolicySearchHook switches it."""
+    """With the search on, as PolicySearchHook switches it, or a step of MetaRefineHook's before."""
     model.train()
-    for neck in model.refine.necks.values() if getattr(model, 'refine', None) is not None else ():
-        neck.searching = True
-    learning = [p for p in model.parameters() if p.requires_grad]
-    log = model.train_step(BATCHES[task](), OptimWrapper(torch.optim.SGD(learning, lr=1e-3)))
+    wrapper = OptimWrapper(torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3))
+    necks = dict(model.refine.necks.items()) if getattr(model, 'refine', None) is not None else {}
+    if any(isinstance(neck, KnowledgeRefiner) for neck in necks.values()):
+        runner = SimpleNamespace(model=model, optim_wrapper=wrapper, iter=0, cfg={})
+        hook = hooks.MetaRefineHook()
+        hook.before_run(runner)
+        hook.before_train(runner)
+        hook.before_train_iter(runner, 0, BATCHES[task]())
+    else:
+        for neck in necks.values():
+            neck.searching = True
+    log = model.train_step(BATCHES[task](), wrapper)
     bad = {name: value for name, value in log.items() if 'loss' in name and not torch.isfinite(value).all()}
     assert not bad, bad
 
@@ -535,7 +543,7 @@ def test_each_is_told_or_trains(bases):
     print({f'{kind}, {found}': n for (kind, found), n in sorted(counts.items())})
     assert not faults, '\n'.join(faults)
     assert classes == {cls for cls in MODELS.module_dict.values() if isinstance(cls, type) and issubclass(cls, Face)}
-    assert hosts == {host for _, host in ROWS} | {'pace', 'IAKD', 'EKD', 'SFTN', None}
+    assert hosts == {host for _, host in ROWS} | {'pace', 'IAKD', 'EKD', 'MetaKD', 'SFTN', None}
     assert sum(n for (_, found), n in counts.items() if found == 'refused') > COUNT // 2
     assert sum(n for (_, found), n in counts.items() if found == 'trains') > COUNT // 10
 
