@@ -141,9 +141,9 @@ def raw_batch(n: int = 2, size: int = 64, seed: int = 0) -> dict:
     return dict(inputs=images, data_samples=samples)
 
 
-def raw_seg_batch(n: int = 2, size: int = 64, classes: int = 4) -> dict:
+def raw_seg_batch(n: int = 2, size: int = 64, classes: int = 4, seed: int = 0) -> dict:
     """What an mmseg data loader gives."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     images = [torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=generator) for _ in range(n)]
     samples = []
     for _ in range(n):
@@ -200,8 +200,15 @@ def raw_cls_batch(n: int = 2, size: int = 64, classes: int = 5, seed: int = 0) -
     return dict(inputs=images, data_samples=samples)
 
 
-def assert_resumes(build) -> None:
-    """A classifiers' distiller of ``build`` goes on from its state and its optimizer's as if nothing had been."""
+def assert_resumes(build, make=lambda seed: raw_cls_batch(4, seed=seed)) -> None:
+    """A distiller of ``build`` goes on from its state and its optimizer's as if nothing had been.
+
+    ``make`` gives a batch for a seed. Random numbers are drawn alike, as SeedHook sees to it.
+    """
+
+    def stepped(model, wrapper, seed):
+        torch.manual_seed(seed)
+        return step(model, wrapper, make(seed))
 
     def begun():
         model = build()
@@ -209,7 +216,7 @@ def assert_resumes(build) -> None:
 
     model, wrapper = begun()
     for seed in (1, 2):
-        step(model, wrapper, raw_cls_batch(4, seed=seed))
+        stepped(model, wrapper, seed)
     saved = copy.deepcopy((model.state_dict(), wrapper.state_dict()))
     other, other_wrapper = begun()
     with torch.no_grad():
@@ -218,7 +225,7 @@ def assert_resumes(build) -> None:
     other.load_state_dict(saved[0], strict=True)
     other_wrapper.load_state_dict(saved[1])
     for seed in (3, 4):
-        ours, theirs = (step(m, w, raw_cls_batch(4, seed=seed)) for m, w in ((model, wrapper), (other, other_wrapper)))
+        ours, theirs = (stepped(*pair, seed) for pair in ((model, wrapper), (other, other_wrapper)))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), seed
 

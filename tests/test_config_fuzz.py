@@ -363,7 +363,8 @@ def places(rng: random.Random, start: Base, cfg: dict) -> list[tuple[Any, Any, t
     if part == 'student':
         cfg['student'] = model_config(start.task, is_ld, 'student')
     if part == 'teacher' and rng.random() < 0.5:
-        cfg.get('teacher', cfg.get('teachers', {}).get('one'))['cfg'] = model_config(start.task, is_ld, 'teacher')
+        source = cfg.get('teacher') or cfg.get('online_teacher') or cfg['teachers']['one']
+        source['cfg'] = model_config(start.task, is_ld, 'teacher')
     found = [node for node in nodes(cfg) if node[2] != ('type',)]
     below = [node for node in found if node[2][0].startswith(part) and part]
     return below or [node for node in found if len(node[2]) < 3]

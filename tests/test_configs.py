@@ -82,8 +82,9 @@ def build_small(path):
             if 'num_samples' in term:  # CRD's banks, whose 1.3 GB nobody looks at here
                 term.num_samples = 16
     teacher = {}
-    if trains_a_teacher(cfg):
+    if trains_a_teacher(cfg) or 'online_teacher' in cfg.model:
         cfg.model.probe_size = side
+    if trains_a_teacher(cfg):
         if 'cfg' in cfg.model.teacher:
             cfg.model.teacher.checkpoint = None
             teacher = cfg.model.teacher.cfg

@@ -26,7 +26,7 @@ FOLDERS = sorted(
 ZOO = 'configs/classification/cifar_zoo'  # no teacher there
 SFTN = [folder for folder in FOLDERS if folder.endswith('/sftn')]  # teachers are trained there: test_configs_sftn
 # a config's first word -> its distiller, where that is not the plain one
-KINDS = {'sokd': 'SoKD', 'tst': 'TST', 'iakd': 'IAKD', 'ekd': 'Online'}
+KINDS = {'sokd': 'SoKD', 'tst': 'TST', 'iakd': 'IAKD', 'ekd': 'Online', 'mutual': 'Online'}
 UNMEASURED = 'not yet run'
 SCHEDULE = {
     '1x': {'Epochs': 12},

@@ -1,14 +1,16 @@
 """EKD: the teacher learns beside its student, which follows it from the start."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mmsokd.checks import check_choice, telling
 from mmsokd.distillers.base import Distiller, Levels, Needed, Replace, read_levels
 from mmsokd.distillers.teacher import Teacher, check_no_pace
+from mmsokd.distillers.term import STUDENT, Term
 from mmsokd.registry import MODELS
 from mmsokd.taps import FeatureTap, Probe, Tap
 
@@ -76,16 +78,23 @@ class OnlineDistiller(Distiller):
 
     Other than a frozen ``teacher``, the ``online_teacher`` is a child of this model: in training mode, in the
     optimizer, in the checkpoint and in an EMA copy. The terms see its features of this very step as constants, so that
-    nothing of the student reaches it. In the log its losses are ``online_teacher.*``. An exported student has none of
-    it; it is exported itself by ``export_part(checkpoint, 'online_teacher')``. In eval mode it is run as a frozen one.
+    nothing of the student reaches it, but for the terms that are ``mutual``: these have a second summand,
+    ``mutual.<name>``, in which the two change places, so that it learns from the student, which is then the constant.
+    In the log its losses are ``online_teacher.*``. An exported student has none of it; it is exported itself by
+    ``export_part(checkpoint, 'online_teacher')``. In eval mode it is run as a frozen one.
+
+    With a mutual :class:`~mmsokd.losses.DPDLoss` two networks that learn side by side imitate each other, each most
+    where the other is better, as in Dual Policy Distillation (arXiv:2006.04061); with :class:`~mmsokd.losses.KDLoss`
+    it is deep mutual learning (arXiv:1706.00384), there at temperature 1.
 
     Args:
         online_teacher: as a ``teacher`` is given; most often without a checkpoint, since it learns from scratch.
+        mutual: names of terms that act both ways. They compare predictions, and nothing in them is learned.
         kwargs: :class:`Distiller`'s but ``teacher`` and ``teachers``. ``refine`` acts beside its forward: with ``at``
             its own losses would follow the refined feature.
 
     Raises:
-        ValueError: there is a frozen teacher too, or ``refine`` has ``at``.
+        ValueError: there is a frozen teacher too, ``refine`` has ``at``, or a term cannot be mutual.
     """
 
     may_cache = False  # it learns
@@ -94,6 +103,7 @@ class OnlineDistiller(Distiller):
         self,
         *args: Any,
         online_teacher: Any = None,
+        mutual: Sequence[str] = (),
         teacher: Any = None,
         teachers: Mapping[str, Any] | None = None,
         data_preprocessor: dict | None = None,
@@ -111,6 +121,8 @@ class OnlineDistiller(Distiller):
             )
         self.online_teacher = online.module
         self._own: dict[str, Any] = {}
+        _check_mutual(mutual, self.terms)
+        self.mutual = tuple(mutual)
 
     def _teacher_features(
         self, inputs: Tensor, data_samples: list | None, needed: Needed, replace: Replace
@@ -121,7 +133,42 @@ class OnlineDistiller(Distiller):
         levels, self._own = self._teachers[ONLINE].learn(inputs, data_samples)
         return {ONLINE: levels}
 
-    def _distill(self, *args: Any) -> dict[str, Tensor]:
-        """The teacher's own losses beside the terms'."""
+    def _distill(
+        self, feats: Mapping[str, Levels], weights: Mapping[str, float], step: Any, inputs: Tensor, samples: list | None
+    ) -> dict[str, Tensor]:
+        """The teacher's own losses, and what it learns from the student, beside the terms'."""
         own, self._own = self._own, {}
-        return super()._distill(*args) | own
+        if self.training:
+            own |= self._mutual(feats, weights, inputs, samples)
+        return super()._distill(feats, weights, step, inputs, samples) | own
+
+    @torch.compiler.disable
+    def _mutual(
+        self, feats: Mapping[str, Levels], weights: Mapping[str, float], inputs: Tensor, samples: list | None
+    ) -> dict[str, Tensor]:
+        """The mutual terms, with student and teacher in each other's place; zero while a term rests."""
+        losses = {}
+        for name in self.mutual:
+            term = self.terms[name]
+            losses[f'mutual.{name}'] = inputs.new_zeros((), dtype=torch.float32)
+            if weights[name] > 0:
+                with telling(term.key):
+                    pair = feats[STUDENT][term.student_tap], feats[ONLINE][term.teacher_tap]
+                    student, teacher = term.select(*pair, inputs.shape[-2:])
+                    student = [level.detach() for level in student]
+                    result = term.compare(term.adapt(teacher, student), student, None, samples)
+                losses[f'mutual.{name}'] = weights[name] * result.loss
+        return losses
+
+
+def _check_mutual(names: Any, terms: Mapping[str, Term]) -> None:
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise ValueError(f'mutual: expected a list of names of terms, found {names!r}')
+    for name in names:
+        check_choice('mutual', name, terms)
+        term = terms[name]
+        if term.teacher_name != ONLINE or not term.is_on_logits or list(term.parameters()):
+            raise ValueError(
+                f"mutual: expected terms that compare the {ONLINE}'s predictions and have nothing to learn themselves, "
+                f"such as DPDLoss or KDLoss, found '{name}'"
+            )

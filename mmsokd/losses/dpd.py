@@ -47,7 +47,8 @@ class DPDLoss(TermLoss):
 
     Dual policy distillation (arXiv:2006.04061) is mutual learning of two students in reinforcement learning. With a
     frozen teacher its gate alone is left, in one direction: the student learns most where the teacher is better, and
-    hardly where the student is. As in the authors' code the weights are divided by their sum over the batch.
+    hardly where the student is. As a ``mutual`` term of :class:`~mmsokd.distillers.OnlineDistiller` it acts both ways.
+    As in the authors' code the weights are divided by their sum over the batch.
 
     The classes come from the data samples, as for :class:`~mmsokd.losses.DRKDLoss`; a detector's predictions have none
     before they are assigned: it is not supported.

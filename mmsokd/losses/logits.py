@@ -25,6 +25,23 @@ def check_classes(key: str, channels: int | None) -> None:
         raise ValueError(f'{key}: expected at least 2 classes to choose from, found {channels} channel')
 
 
+def anchors_of(key: str, channels: int, num_classes: int | None) -> int:
+    """How many anchors a position's channels are of; 1 where ``num_classes`` is not given.
+
+    Raises:
+        ValueError: ``num_classes`` is no divisor of the channels, or less than two classes to choose from.
+    """
+    if num_classes is None:
+        return 1
+    check_integer(f'{key}.num_classes', num_classes, 2)
+    anchors, rest = divmod(channels, num_classes)
+    if rest:
+        raise ValueError(
+            f'{key}.num_classes: expected a divisor of the {channels} channels (anchors x classes), found {num_classes}'
+        )
+    return anchors
+
+
 def check_feature_and_logits(key: str, student_channels: Sequence[int], teacher_channels: Sequence[int]) -> None:
     """Raise ValueError unless a term taps two levels, of which the last are logits of the same classes."""
     if len(student_channels) != 2 or student_channels[1] != teacher_channels[1]:

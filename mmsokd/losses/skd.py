@@ -8,9 +8,8 @@ from torch import Tensor
 
 from mmsokd.checks import check_choice, check_integer, check_number, check_positive
 from mmsokd.losses.base import LossResult, TermLoss, in_fp32
-from mmsokd.losses.boxes import labels_in_cells
-from mmsokd.losses.logits import check_logits, divergence
-from mmsokd.losses.targets import labelled_mean, targets
+from mmsokd.losses.logits import anchors_of, check_logits, divergence
+from mmsokd.losses.targets import anchor_targets, labelled_mean
 from mmsokd.registry import MODELS
 
 RESIDUALS = ('logits', 'probabilities')
@@ -110,13 +109,7 @@ class StudentFriendlyKDLoss(TermLoss):
         check_choice('StudentFriendlyKDLoss.residual', residual, RESIDUALS)
         check_integer('StudentFriendlyKDLoss.ignore_index', ignore_index)
         self.num_classes = teacher_channels if num_classes is None else num_classes
-        check_integer('StudentFriendlyKDLoss.num_classes', self.num_classes, 2)
-        anchors, rest = divmod(teacher_channels, self.num_classes)
-        if rest:
-            raise ValueError(
-                f'StudentFriendlyKDLoss.num_classes: expected a divisor of the {teacher_channels} channels (anchors x '
-                f'classes), found {num_classes}'
-            )
+        anchors = anchors_of('StudentFriendlyKDLoss', teacher_channels, self.num_classes)
         check_integer('StudentFriendlyKDLoss.max_tokens', max_tokens, anchors)
         self.max_positions = max_tokens // anchors
         self.tau = tau
@@ -124,7 +117,7 @@ class StudentFriendlyKDLoss(TermLoss):
         self.anchor = anchor
         self.residual = residual
         self.ignore_index = ignore_index
-        self._knows_anchors = num_classes is not None
+        self._given_classes = num_classes
         # by its name: a loss imports no adapter
         cfg = dict(num_classes=self.num_classes, over=over, embed_dims=embed_dims, num_heads=num_heads)
         self.simplifier = MODELS.build(dict(type='mmsokd.LearningSimplifier', **cfg))
@@ -143,7 +136,7 @@ class StudentFriendlyKDLoss(TermLoss):
         """
         check_logits(student, teacher)
         with torch.no_grad():
-            labels = self._labels(samples, teacher)
+            labels = anchor_targets(samples, teacher, self._given_classes, self.ignore_index)
             chosen = self._draw(labels)
         labels = labels.flatten()[chosen].repeat_interleave(teacher.shape[1] // self.num_classes)
         student, teacher = (self._tokens(x, chosen) for x in (student, teacher))
@@ -159,18 +152,6 @@ class StudentFriendlyKDLoss(TermLoss):
         change = self.simplifier(soft.exp(), valid) / self.tau
         start = soft if self.residual == 'logits' else soft.exp() / self.tau
         return soft, (start + change).log_softmax(1)
-
-    def _labels(self, samples: Sequence[Any] | None, logits: Tensor) -> Tensor:
-        """(N) or (N, H, W); -1 for no token."""
-        if logits.dim() == 4 and samples and 'gt_instances' in samples[0]:  # of a detector, perhaps with a class map
-            if self._knows_anchors:
-                return labels_in_cells(samples, logits)
-            if 'gt_sem_seg' not in samples[0]:
-                raise ValueError(
-                    f"StudentFriendlyKDLoss.num_classes: expected the detector's number of classes, found none beside "
-                    f'{logits.shape[1]} channels, which are anchors x classes'
-                )
-        return targets(samples, logits, self.ignore_index)
 
     def _draw(self, labels: Tensor) -> Tensor:
         """Which positions to take, of those with a class first: indices into the flat labels, never more than fit.

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmsokd.losses.boxes import labels_in_cells
+
 
 def targets(samples: Sequence[Any] | None, logits: Tensor, ignore_index: int = 255) -> Tensor:
     """The true class of each prediction, from samples of mmpretrain or mmseg.
@@ -23,6 +25,34 @@ def targets(samples: Sequence[Any] | None, logits: Tensor, ignore_index: int = 2
     """
     found = segments(samples, logits.shape[-2:], ignore_index) if logits.dim() == 4 else classes(samples)
     return found.to(logits.device, non_blocking=True)
+
+
+def anchor_targets(
+    samples: Sequence[Any] | None, logits: Tensor, num_classes: int | None, ignore_index: int = 255
+) -> Tensor:
+    """As :func:`targets`; or, of a detector's dense head, the class of the smallest box that touches a cell [ours].
+
+    The detector's assigner is not asked: it need not call these anchors positive.
+
+    Args:
+        samples, ignore_index: as :func:`targets` takes them; a detector's are told by ``gt_instances``.
+        logits: (N, K), or (N, K, H, W), a detector's (N, A K, H, W).
+        num_classes: K, which a detector's channels do not tell.
+
+    Returns: (N) or (N, H, W), int64; -1 where there is none.
+
+    Raises:
+        ValueError: the samples do not tell the classes, or they are a detector's without ``num_classes``.
+    """
+    if logits.dim() == 4 and samples and 'gt_instances' in samples[0]:  # perhaps with a class map
+        if num_classes is not None:
+            return labels_in_cells(samples, logits)
+        if 'gt_sem_seg' not in samples[0]:
+            raise ValueError(
+                f"num_classes: expected the detector's number of classes, found none beside {logits.shape[1]} "
+                'channels, which are anchors x classes'
+            )
+    return targets(samples, logits, ignore_index)
 
 
 def classes(samples: Sequence[Any] | None) -> Tensor:

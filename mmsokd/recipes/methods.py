@@ -123,14 +123,14 @@ HOSTS: dict[str, dict[str, Host]] = {
         'cwdlogits': Host('CWDLogitsLoss', dict(loss_cwd=[LOGITS]), 3.0, "the authors', on logits"),
         'dkd': Host('DKDLoss', dict(loss_dkd=[LOGITS]), 1.0, _untried('classification'), _DKD),
         'drkd': Host('DRKDLoss', dict(loss_drkd=[LOGITS]), 1.0, _KNOWN, dict(tau=6.0)),
-        'dpd': Host('DPDLoss', dict(loss_dpd=[LOGITS]), 1.0, _untried('classification'), _DPD),
-        'ital': Host('ITALLoss', dict(loss_ital=[HEAD, LOGITS]), 1.0, _untried('classification'), _ITAL),
+        'dpd': Host('DPDLoss', dict(loss_dpd=[LOGITS]), 1.0, _KNOWN, _DPD),
+        'ital': Host('ITALLoss', dict(loss_ital=[HEAD, LOGITS]), 1.0, _KNOWN, _ITAL),
         'dist': Host('DISTLoss', dict(loss_dist=[LOGITS]), 2.0, _untried('classification'), _DIST),
-        'rcka': Host('RCKALoss', dict(loss_rcka=[LOGITS]), 15.0, _untried('classification')),
+        'rcka': Host('RCKALoss', dict(loss_rcka=[LOGITS]), 15.0, "the authors' for classifiers"),
         'studentfriendlykd': Host('StudentFriendlyKDLoss', dict(loss_skd=[LOGITS]), 1.0, _KNOWN, **_SKD),
         'mtkdssr': Host('MTKDSSRLoss', dict(loss_ssr=[LAST_STAGES, LOGITS]), 1.0, _KNOWN),
         'ackd': Host('ACKDLoss', dict(loss_ackd=[LAST_STAGES, HEAD, LOGITS]), 1.0, _KNOWN),
-        'fmkt': Host('FMKTLoss', dict(loss_fmkt=[HEAD, LOGITS]), 1.0, _untried('classification'), _FMKT),
+        'fmkt': Host('FMKTLoss', dict(loss_fmkt=[HEAD, LOGITS]), 1.0, _KNOWN, _FMKT),
     },
     'detection': {
         'fitnet': Host('FitNetLoss', dict(loss_hint=[LEVELS]), 1.0, _KNOWN),
@@ -151,6 +151,7 @@ HOSTS: dict[str, dict[str, Host]] = {
         'kd': Host('KDLoss', dict(loss_kd=[LOGITS]), 1.0, _KNOWN, _SIGMOID),
         'cwdlogits': Host('CWDLogitsLoss', dict(loss_cwd=[LOGITS]), 3.0, _untried('segmentation')),
         'ld': Host('LDLoss', dict(loss_ld=[BOXES]), 0.25, "GFL's of its own loss of the distributions", dict(tau=10.0)),
+        'drkd': Host('DRKDLoss', dict(loss_drkd=[LOGITS]), 1.0, _KNOWN, dict(num_classes=Found.CLASSES, **_SIGMOID)),
         'studentfriendlykd': Host(
             'StudentFriendlyKDLoss', dict(loss_skd=[LOGITS]), 1.0, _KNOWN, dict(num_classes=Found.CLASSES), **_SKD
         ),

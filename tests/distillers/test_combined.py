@@ -13,9 +13,11 @@ from mmengine.optim import OptimWrapper
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from mmsokd.export import export_part, export_student
 from mmsokd.hooks import PolicySearchHook, TSTHook
 from mmsokd.registry import MODELS
 from tests.builders import (
+    assert_resumes,
     distiller,
     losses_of,
     raw_batch,
@@ -23,6 +25,7 @@ from tests.builders import (
     raw_seg_batch,
     retinanet,
     segmentor,
+    step,
     use_scope,
 )
 from tests.builders_training import COUNT, Pictures, differences, network, runner
@@ -187,6 +190,53 @@ def test_a_step_of_each_task(task, plug_ins):
     assert model.refine.followers == (frozenset() if plug_ins == 'beside' else frozenset(terms))
 
 
+# where SFTN's branches leave the teachers of EVERYWHERE, and the logits that it compares
+BRANCHES = {
+    'Segmentation': dict(stages=STAGES, kl=dict(tap='decode_head.conv_seg')),
+    'Detection': dict(stages=STAGES[1:], kl=dict(tap='bbox_head.retina_cls', activation='sigmoid')),
+}
+MAKE = {
+    'Segmentation': lambda seed: raw_seg_batch(2, seed=seed),
+    'Detection': lambda seed: raw_batch(2, seed=seed),
+}
+
+
+def sftn_teacher(task, folder):
+    """The checkpoint of a teacher that SFTN has trained for two steps."""
+    torch.manual_seed(0)
+    student, teacher, *_ = EVERYWHERE[task]
+    cfg = dict(type='mmsokd.SFTNTeacherTrainer', teacher=teacher(), student=student(), probe_size=64, **BRANCHES[task])
+    trainer = MODELS.build(cfg).train()
+    wrapper = OptimWrapper(torch.optim.SGD(trainer.parameters(), lr=0.01))
+    for seed in range(2):
+        step(trainer, wrapper, MAKE[task](seed))
+    torch.save(export_part(dict(state_dict=trainer.state_dict(), meta={}), 'teacher'), folder / f'{task}.pth')
+    return folder / f'{task}.pth'
+
+
+def all_of(task, checkpoint):
+    """SFTN's teacher, TST, SoKD, SKD and MTKD-SSR on a dense task."""
+    torch.manual_seed(0)
+    student, teacher, _, terms = EVERYWHERE[task]
+    terms = dict(zip(('loss_hint', 'loss_skd', 'loss_ssr'), terms, strict=True))
+    source = dict(cfg=teacher(), checkpoint=str(checkpoint))
+    cfg = dict(student=student(), teacher=source, terms=terms, probe_size=64, **PLUG_INS)
+    return distiller('TSTDistiller', **cfg).train()
+
+
+@pytest.mark.parametrize('task', BRANCHES)
+def test_all_of_them_train_and_resume_on_dense_tasks(task, tmp_path):
+    path = sftn_teacher(task, tmp_path)
+    assert_resumes(lambda: all_of(task, path), MAKE[task])
+    model = all_of(task, path)
+    trained = torch.load(path, weights_only=False)['state_dict']
+    assert all(torch.equal(trained[name], value) for name, value in model.teacher.state_dict().items())
+    learn(model, MAKE[task](0))
+    student, *_ = EVERYWHERE[task]
+    exported = export_student(dict(state_dict=model.state_dict(), meta={}))['state_dict']
+    MODELS.build(student()).load_state_dict(exported, strict=True)
+
+
 def test_a_hook_for_distillers_beside_sftns_trainer_is_told():
     running = SimpleNamespace(model=small())
     with pytest.raises(TypeError, match=r'^model\.type: expected a distiller, such as .*found SFTNTeacherTrainer$'):
@@ -245,7 +295,15 @@ def worker(rank, folder, teacher):
         train(rank, build(METHODS, teacher, **kwargs), folder)
 
 
-def train(rank, model, folder):
+def detector_worker(rank, folder, teacher):
+    batch = raw_batch(8, seed=3)
+    items = [dict(inputs=x, data_samples=y) for x, y in zip(*batch.values(), strict=True)]
+    train(
+        rank, all_of('Detection', teacher), folder, MAKE['Detection'], DataLoader(items, 4, collate_fn=pseudo_collate)
+    )
+
+
+def train(rank, model, folder, make=lambda seed: raw_cls_batch(4, 32, seed=seed), loader=None):
     """Three iterations with both hooks, on each rank's own batches: student, policy and augmenter must stay one."""
     wrapped = MMDistributedDataParallel(model)
     optim_wrapper = OptimWrapper(torch.optim.SGD(wrapped.parameters(), lr=0.01))
@@ -260,7 +318,7 @@ def train(rank, model, folder):
         cfg={},
         log_dir=folder,
         logger=logging.getLogger('combined'),
-        train_dataloader=DataLoader(Pictures(), batch_size=4, collate_fn=pseudo_collate),
+        train_dataloader=loader or DataLoader(Pictures(), batch_size=4, collate_fn=pseudo_collate),
     )
     policy = model.refine.necks['shared'].policy
     hooks = [PolicySearchHook(search_iters=3, lr=0.1, weight_decay=0.0), TSTHook(iters=[1], lr=0.5)]
@@ -269,7 +327,7 @@ def train(rank, model, folder):
         hook.before_train(running)
     for i in range(3):
         running.iter = i
-        batch = raw_cls_batch(4, 32, seed=10 * rank + i)
+        batch = make(10 * rank + i)
         for hook in hooks:
             hook.before_train_iter(running, i, batch)
         outputs = wrapped.train_step(batch, optim_wrapper)
@@ -286,3 +344,8 @@ def train(rank, model, folder):
 def test_ranks_stay_together(tmp_path, teacher):
     assert COUNT % 2 == 0
     on_two_ranks(worker, tmp_path, teacher)
+
+
+@pytest.mark.slow
+def test_ranks_of_a_detector_stay_together(tmp_path):
+    on_two_ranks(detector_worker, tmp_path, sftn_teacher('Detection', tmp_path))

@@ -108,6 +108,7 @@ TASKS = {
             'LD': dict(tap='bbox_head[1]'),
             'StudentFriendlyKD': dict(tap='bbox_head.retina_cls', num_classes=3, loss_weight=10.0),
             'MTKDSSR': dict(tap=['neck', 'bbox_head.retina_cls'], num_responses=3, activation='sigmoid', tau=1.0),
+            'DRKD': dict(tap='bbox_head.retina_cls', num_classes=3, activation='sigmoid', tau=1.0, loss_weight=10.0),
         },
     ),
 }

@@ -35,6 +35,7 @@ TERMS = dict(
     loss_kd=dict(type='mmsokd.KDLoss', tap='head.fc'),
 )
 GUIDED = dict(loss_guide=TERMS['loss_guide'])
+DPD = dict(loss_dpd=dict(type='mmsokd.DPDLoss', tap='head.fc', alpha=2.0, tau=3.0))
 TASKS = {
     'Classification': (lambda: classifier(8), lambda: classifier(12), lambda: raw_cls_batch(8, 32), TERMS),
     'Segmentation': (segmentor, lambda: segmentor(12), lambda: raw_seg_batch(4), GUIDED),
@@ -114,6 +115,96 @@ def test_the_teacher_learns_from_its_own_loss_alone_and_the_student_from_the_res
     assert summed(values(), 'distill.').item() != before  # though it takes no gradient, it is this step's teacher
 
 
+# ---- both ways ------------------------------------------------------------------------------------------------------
+
+
+def in_double(model):
+    """The model's batch, in float64 as the model is then."""
+    model.double()
+    data = model.data_preprocessor(batch(), True)
+    data['inputs'] = data['inputs'].double()
+    return data
+
+
+def test_a_mutual_gate_opens_each_way_where_the_other_is_better():
+    """DPD by the slow twin, each direction with its own weights: what is above 1 in the one is below 1 in the other."""
+    model = built(terms=DPD, mutual=['loss_dpd'])
+    data = in_double(model)
+    plain = copy.deepcopy((model.student, model.online_teacher))
+    losses = model(**copy.deepcopy(data), mode='loss')
+    assert set(losses) == {
+        'student.loss', 'online_teacher.loss', 'distill.loss_dpd', 'mutual.loss_dpd', 'dpd.effective',
+    }  # fmt: skip
+    s, t = (net(data['inputs']).detach().numpy() for net in plain)
+    labels = [sample.gt_label.item() for sample in data['data_samples']]
+    for name, (one, other) in {'distill': (s, t), 'mutual': (t, s)}.items():
+        gate = reference.dpd_weights(one, other, labels, 2.0)
+        expected = reference.weighted_kd(one, other, gate, 3.0)
+        assert losses[f'{name}.loss_dpd'].item() == pytest.approx(expected, rel=1e-9)
+    gates = [reference.dpd_weights(*pair, labels, 2.0) for pair in ((s, t), (t, s))]
+    assert [a * b for a, b in zip(*gates, strict=True)] == pytest.approx([1.0] * len(labels))
+    assert max(gates[0]) > 1.01
+    assert max(gates[1]) > 1.01
+
+
+def test_a_mutual_term_teaches_each_of_the_two_by_its_own_summand():
+    """Slopes by finite differences, of KD, whose gate is no constant that they would miss."""
+    model = built(terms=dict(loss_kd=TERMS['loss_kd']), mutual=['loss_kd'])
+    data = in_double(model)
+
+    def values():
+        return model(**copy.deepcopy(data), mode='loss')
+
+    nets = dict(distill=model.student, mutual=model.online_teacher)
+    weights = {name: net.backbone.layer2[0].conv1[0].weight for name, net in nets.items()}
+    for name, weight in weights.items():
+        model.zero_grad()
+        summed(values(), f'{name}.').backward()
+        learns = {key for key, net in nets.items() if any(p.grad is not None for p in net.parameters())}
+        assert learns == {name}
+        assert_slopes(lambda name=name: summed(values(), f'{name}.').item(), {name: weight}.items())
+
+
+@pytest.mark.parametrize('side', ['student', 'online_teacher'])
+def test_each_of_the_two_comes_to_the_other(side):
+    """The summand falls that teaches ``side``, by its doing alone."""
+    model = built(terms=DPD, mutual=['loss_dpd'])
+    optimizer = torch.optim.Adam(getattr(model, side).parameters(), lr=0.005)
+    name = {'student': 'distill', 'online_teacher': 'mutual'}[side]
+    values = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        value = summed(losses_of(model, batch(8)), f'{name}.')
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    assert sum(values[-3:]) < 0.8 * sum(values[:3])
+
+
+def test_a_mutual_term_rests_both_ways_and_is_none_in_eval_mode():
+    rest = [(0.0, 0.0), (0.5, 1.0)]
+    model = built(terms=dict(loss_dpd=dict(DPD['loss_dpd'], loss_weight=rest)), mutual=['loss_dpd'])
+    losses = losses_of(model, batch())
+    assert losses['distill.loss_dpd'] == losses['mutual.loss_dpd'] == 0
+    summed(losses).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert 'mutual.loss_dpd' not in losses_of(built(terms=DPD, mutual=['loss_dpd']).eval(), batch())
+
+
+@pytest.mark.parametrize('task', ['Segmentation', 'Detection'])
+def test_dense_predictions_teach_both_ways(task):
+    student, teacher, make, _ = TASKS[task]
+    term = dict(type='mmsokd.DPDLoss', tap='decode_head.conv_seg')
+    if task == 'Detection':
+        term = dict(type='mmsokd.KDLoss', tap='bbox_head.retina_cls', activation='sigmoid')
+    model = built(student, teacher, terms=dict(loss_both=term), mutual=['loss_both'])
+    losses = losses_of(model, make())
+    losses['mutual.loss_both'].backward()
+    assert losses['mutual.loss_both'] > 0
+    assert any(p.grad is not None and p.grad.any() for p in model.online_teacher.parameters())
+    assert all(p.grad is None for p in model.student.parameters())
+
+
 def test_it_learns_while_all_terms_rest():
     rest = [(0.0, 0.0), (0.5, 1.0)]
     model = built(terms={name: dict(term, loss_weight=rest) for name, term in TERMS.items()})
@@ -168,8 +259,9 @@ def test_a_checkpoint_of_the_teacher_is_where_it_begins(tmp_path):
     assert all(torch.equal(p, begun.get_parameter(name)) for name, p in model.online_teacher.named_parameters())
 
 
-def test_resume_continues_exactly():
-    assert_resumes(built)
+@pytest.mark.parametrize('kwargs', [{}, dict(terms=DPD, mutual=['loss_dpd'])], ids=['one way', 'mutual'])
+def test_resume_continues_exactly(kwargs):
+    assert_resumes(lambda: built(**kwargs))
 
 
 def test_a_cut_run_is_the_whole_one(tmp_path, monkeypatch):
@@ -190,7 +282,7 @@ def test_a_cut_run_is_the_whole_one(tmp_path, monkeypatch):
 
 
 def worker(rank, folder):
-    model = built()
+    model = built(mutual=['loss_kd'])
     wrapped = MMDistributedDataParallel(model)
     wrapper = OptimWrapper(torch.optim.SGD(wrapped.parameters(), lr=0.01))
     before = model.online_teacher.head.fc.weight.detach().clone()
@@ -233,6 +325,9 @@ def test_sokd_acts_beside_it():
             "refine.at: expected None beside 'online_teacher', whose own losses",
         ),
         (dict(terms=None), 'terms: expected a dict of at least one term, found None'),
+        (dict(mutual='loss_kd'), "mutual: expected a list of names of terms, found 'loss_kd'"),
+        (dict(mutual=['loss_dk']), "mutual: expected one of ['loss_guide', 'loss_kd'], found 'loss_dk'; did you mean"),
+        (dict(mutual=['loss_guide']), "mutual: expected terms that compare the online_teacher's predictions and have"),
         (dict(online_techer=3), "model.online_techer: expected one of ['areas', "),
         (dict(online_teacher=dict(cfg='x.py', autocast='bfloat16')), 'online_teacher.autocast: expected none, which'),
         (

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from mmengine.structures import PixelData
 from mmpretrain.structures import DataSample
@@ -71,6 +72,29 @@ def classes(shape):
     n, k, h, w = shape
     maps = torch.randint(0, k, (n, 1, h, w), generator=torch.Generator().manual_seed(0))
     return [SegDataSample(gt_sem_seg=PixelData(data=x)) for x in maps]
+
+
+def objects(shape):
+    """Of mmdet for (N, A 5, H, W), with boxes of :data:`BOXES` in the first picture, the third, ...."""
+    if len(shape) != 4:
+        return classes((shape[0], 5))
+    samples = boxes(shape)
+    for sample in samples:
+        sample.gt_instances.labels = torch.tensor([4, 2][: len(sample.gt_instances.bboxes)], dtype=torch.long)
+    return samples
+
+
+def anchors_with_a_class(shape, s, t):
+    """Rows of 5 logits of those in cells that a box touches, of both sides, and the classes; stride 8."""
+    samples = objects(shape)
+    labels = [
+        skd.smallest_box(cells, sample.gt_instances.labels.tolist(), shape[2:])
+        for cells, sample in zip(in_cells(samples), samples, strict=True)
+    ]
+    labels = [y for picture in labels for row in picture for y in row for _ in range(shape[1] // 5)]
+    kept = [i for i, y in enumerate(labels) if y is not None]
+    rows = [np.array([skd.rows_of(x, 5)[i] for i in kept]) for x in (s, t)]
+    return *rows, [labels[i] for i in kept]
 
 
 def numbered(shape):
@@ -275,6 +299,14 @@ CASES = {
         lambda _, s, t: logits.drkd(s, t, true_classes(s.shape), 3.0),
         same((6, 5), (2, 5, 3, 4)),
         classes,
+        ranks=(2, 4),
+        zero=False,
+    ),
+    'DRKDLoss anchors': Case(
+        dict(tau=3.0, activation='sigmoid', num_classes=5, teacher_channels=15),
+        lambda _, s, t: logits.drkd(*anchors_with_a_class(s.shape, s, t), 3.0, 'sigmoid'),
+        same((2, 15, 5, 6)),
+        objects,
         ranks=(2, 4),
         zero=False,
     ),

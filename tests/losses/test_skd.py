@@ -94,7 +94,7 @@ def test_the_anchor_reaches_the_target_alone():
 def learn(anchor, rate=1.0, steps=200):
     """What is told after some steps of a student too small for its teacher, first and last.
 
-    The ratio of both learning rates is ``rate``: a collapse needs time, which a test has not at 1e-3.
+    The ratio of both learning rates is ``rate``: 1e-3 in the configs, where a collapse needs more time than a test has.
     """
     torch.manual_seed(0)
     pictures, labels = torch.randn(24, 8), torch.arange(24) % 5
@@ -118,6 +118,16 @@ def test_the_target_stays_apart_from_teacher_and_student_with_the_anchor():
     _, last = learn(anchor=1.0)
     assert last['skd.kl_soft_target'] > 0.01
     assert last['skd.kl_target_student'] > 0.05
+
+
+def test_at_the_rate_of_the_configs_the_target_leaves_the_teacher_slowly():
+    """PESF-KD's 1e-3: after 200 steps it is still next to the softened teacher, and after 1000 apart from both."""
+    first, early = learn(anchor=1.0, rate=1e-3)
+    assert early['skd.kl_soft_target'] < 2 * first['skd.kl_soft_target']
+    assert early['skd.kl_target_student'] > 0.5
+    _, late = learn(anchor=1.0, rate=1e-3, steps=1000)
+    assert late['skd.kl_soft_target'] > max(0.01, 5 * first['skd.kl_soft_target'])
+    assert late['skd.kl_target_student'] > 0.5
 
 
 def test_the_log_shows_the_collapse_without_the_anchor():

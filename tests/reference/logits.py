@@ -40,15 +40,15 @@ def dkd(student, teacher, target, alpha=1.0, beta=8.0, tau=4.0):
     return tau**2 * sum(values) / len(values)
 
 
-def drkd(student, teacher, target, tau=6.0):
+def drkd(student, teacher, target, tau=6.0, activation='softmax'):
     """``target``: as of :func:`dkd`; None leaves the teacher as it is."""
-    values = []
-    for s, t, y in zip(predictions(student), predictions(teacher), target, strict=True):
+    rows = []
+    for t, y in zip(predictions(teacher), target, strict=True):
         top = t.index(max(t))
         if y is not None and y != top:
             t[top], t[y] = t[y], t[top]
-        values.append(kl(softmax(t, tau), softmax(s, tau)))
-    return tau**2 * sum(values) / len(values)
+        rows.append(t)
+    return kd(np.array(predictions(student)), np.array(rows), tau, activation)
 
 
 def weighted_kd(student, teacher, weights, tau):

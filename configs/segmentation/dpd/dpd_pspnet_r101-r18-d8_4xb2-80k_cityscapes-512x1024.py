@@ -1,0 +1,7 @@
+"""DPD: PSPNet, ResNet-101-D8 -> ResNet-18-D8."""
+
+_base_ = '../_base_/pspnet_r101-r18-d8_4xb2-80k_cityscapes-512x1024.py'
+
+model = dict(
+    terms=dict(loss_dpd=dict(type='mmsokd.DPDLoss', tap='decode_head.conv_seg', alpha=0.5, tau=4.0, loss_weight=1.0))
+)
