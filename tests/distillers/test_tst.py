@@ -1,6 +1,7 @@
 """TSTDistiller: the doubled batch of each task, what follows the warp, who learns, and stage II's objective."""
 
 import copy
+import math
 from collections import Counter
 
 import numpy as np
@@ -209,7 +210,10 @@ def test_boxes_follow_the_warp():
     left, top, right, bottom = data['data_samples'][0].gt_instances.bboxes.unbind(1)
     expected = torch.stack([left + shift, top, (right + shift).clamp(max=64), bottom], dim=1)
     close(samples[0].gt_instances.bboxes, expected, atol=1e-3, rtol=0)
-    close(images[:, :, :, 20:], data['inputs'][:, :, :, 5:49], atol=5, rtol=0)  # the same content, half a pixel off
+    whole = math.floor(shift)
+    left, right = (data['inputs'][..., 20 - k : 64 - k] for k in (whole + 1, whole))
+    blend = left * (shift - whole) + right * (1 - shift + whole)  # the same content, a fraction of a pixel off
+    close(images[..., 20:], blend, atol=0.02, rtol=0)
     both, doubled = model._doubled(data['inputs'], data['data_samples'])
     assert [len(both), len(doubled)] == [4, 4]
     assert [s is d for s, d in zip(data['data_samples'], doubled[:2], strict=True)] == [True, True]
@@ -415,6 +419,47 @@ def test_two_stage_detectors_search_too():
     close(found['student'].item(), expected, rtol=1e-4, atol=0)
     gradient = torch.autograd.grad(sum(found.values()), list(chi.values()))
     assert all(g.isfinite().all() and g.any() for g in gradient)
+
+
+def deformable_detr():
+    use_scope('mmdet')
+    from mmdet.utils import register_all_modules
+    from mmengine.hub import get_config
+
+    register_all_modules(init_default_scope=False)
+    cfg = get_config('mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py').model
+    cfg.backbone.update(depth=18, base_channels=8, init_cfg=None)
+    cfg.neck.update(in_channels=[16, 32, 64], out_channels=32, num_groups=8)
+    cfg.update(num_queries=10)
+    attention = dict(embed_dims=32, num_heads=4, dropout=0.5)
+    cfg.encoder.update(num_layers=1)
+    cfg.encoder.layer_cfg.update(self_attn_cfg=dict(embed_dims=32, batch_first=True))
+    cfg.decoder.update(num_layers=2)
+    cfg.decoder.layer_cfg.update(self_attn_cfg=dict(attention, batch_first=True))
+    cfg.decoder.layer_cfg.update(cross_attn_cfg=dict(embed_dims=32, batch_first=True))
+    for layers in (cfg.encoder, cfg.decoder):
+        layers.layer_cfg.ffn_cfg.update(embed_dims=32, feedforward_channels=32, ffn_drop=0.5)
+    cfg.positional_encoding.update(num_feats=16)
+    cfg.bbox_head.update(num_classes=3, embed_dims=32)
+    return cfg
+
+
+def test_detectors_whose_losses_ask_for_training_mode_search_too():
+    """Deformable DETR gives its head other things for prediction. Norms and dropout stay as they are in eval mode."""
+    cfg = deformable_detr()
+    terms = dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='neck'))
+    model, batch = build('det', student=cfg, teacher=copy.deepcopy(cfg), terms=terms)
+    force(model.eval(), 'Brightness', 'Rotate', uniform=0.55)
+    data = preprocess(model, batch)
+    model.rehearse_search(data['inputs'], data['data_samples'])
+    chi = {name: value.clone().requires_grad_() for name, value in model.augmenter.tensors().items()}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = [model.search_losses(data['inputs'], data['data_samples'], chi) for _ in range(2)]
+    assert all(torch.equal(found[0][name], found[1][name]) for name in ('teacher', 'student'))  # without dropout
+    gradient = torch.autograd.grad(sum(found[0].values()), list(chi.values()))
+    assert all(g.isfinite().all() and g.any() for g in gradient)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not any(module.training for network in (model.student, model.teacher) for module in network.modules())
 
 
 @pytest.mark.parametrize(

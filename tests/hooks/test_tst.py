@@ -146,9 +146,9 @@ def test_the_training_draws_as_without_bursts(data, tmp_path):
     run(data, tmp_path / 'with', 3, hooks=[with_bursts], epochs=[1, 2], passes=2)
     run(data, tmp_path / 'without', 3, hooks=[without], epochs=[])
     assert with_bursts.training == without.training
-    assert [len(without.training), len(without.bursts), len(with_bursts.bursts)] == [6, 0, 8]
+    assert [len(without.training), len(without.bursts), len(with_bursts.bursts)] == [6, 0, 9]  # one is the rehearsal's
     every = [uniforms for _, uniforms, _, _ in with_bursts.training + with_bursts.bursts]
-    assert len({tuple(uniforms) for uniforms in every}) == 14
+    assert len({tuple(uniforms) for uniforms in every}) == 15
 
 
 def test_a_killed_run_resumes_exactly(data, tmp_path):
@@ -215,6 +215,22 @@ def test_what_cannot_be_is_told_before_the_training(data, tmp_path):
     strange = dict(TST, student=student)
     with pytest.raises(ValueError, match=r'student\.bbox_head\.loss_cls: expected one of the losses .* found GHMC'):
         train(config(data, tmp_path, model=strange, hooks=[dict(type='mmsokd.TSTHook', epochs=[0])]))
+
+
+def test_losses_of_a_heads_own_are_told_before_the_training(data, tmp_path):
+    """FreeAnchor never calls its loss_cls."""
+    student = retinanet(16)
+    student['bbox_head'].update(type='FreeAnchorRetinaHead', loss_bbox=dict(type='SmoothL1Loss', loss_weight=0.75))
+    strange = dict(TST, student=student)
+    message = (
+        r"^student: expected losses that are sums of its loss modules', to be turned round, found "
+        r"\['positive_bag_loss', 'negative_bag_loss'\], which a head computes otherwise; "
+    )
+    with pytest.raises(ValueError, match=message):
+        train(config(data, tmp_path / 'bursts', model=strange, hooks=[dict(type='mmsokd.TSTHook', epochs=[1])]))
+    assert not list((tmp_path / 'bursts').glob('*.pth'))
+    runner = train(config(data, tmp_path / 'none', model=strange, hooks=[dict(type='mmsokd.TSTHook', epochs=[])]))
+    assert runner.iter == 4  # the control needs no turned-round losses
 
 
 # ---- a small problem: the colour of a bar is its class ---------------------------------------------------------------
@@ -367,20 +383,79 @@ def test_momentum_starts_anew_and_a_pass_sees_each_picture_once():
         moved.append(torch.cat([*model.augmenter.tensors().values()]))
     assert torch.equal(*moved)
     whole = sorted(float(item['inputs'].float().sum()) for item in pictures)
-    passes = torch.cat(seen).view(4, -1)
+    passes = torch.cat([row for row in seen if len(row) == 32]).view(4, -1)  # without the rehearsals'
     assert all(sorted(row.tolist()) == whole for row in passes)
     assert not torch.equal(passes[0], passes[1])
     assert torch.equal(passes[0], passes[2])
 
 
-def test_a_scaled_gradient_is_scaled_back_and_an_overflow_is_left_out():
-    found = []
-    for scale in (1.0, 2.0**16, 1e38):
-        torch.manual_seed(0)
-        model, _, runner = small_problem()
-        runner.optim_wrapper.loss_scaler = SimpleNamespace(get_scale=lambda scale=scale: scale)  # AmpOptimWrapper's
+@pytest.mark.parametrize('who', ['student', 'teacher'])
+def test_what_fails_in_eval_mode_is_told_before_the_training(who):
+    model, _, runner = small_problem()
+    before = [value.clone() for value in (torch.get_rng_state(), model.augmenter.get_extra_state())]
+
+    def fail(module, args):
+        if not module.training:
+            raise KeyError('dn_meta')
+
+    hook = TSTHook(iters=[1])
+    hook.before_train(runner)
+    assert all(map(torch.equal, before, (torch.get_rng_state(), model.augmenter.get_extra_state())))
+    getattr(model, who).backbone.register_forward_pre_hook(fail)
+    with pytest.raises(ValueError, match=rf"^{who}: expected losses that can be computed in .* KeyError: 'dn_meta'$"):
+        hook.before_train(runner)
+    TSTHook(iters=[]).before_train(runner)
+
+
+@pytest.mark.parametrize('num_ops', [1, 2, 3, 14])
+def test_a_burst_with_any_number_of_operators(num_ops):
+    model, _, runner = small_problem()
+    model.augmenter.num_ops = num_ops
+    drawn, sample = [], model.augmenter.sample
+    model.augmenter.sample = lambda n: (drawn.append(sample(n)), drawn[-1])[1]
+    model.augmenter.temperature = 0.5
+    burst(runner, passes=3, lr=0.1)
+    names = {name for draw in drawn[1:] for name in draw.ops}  # the first is the rehearsal's
+    moved = [name for name, x in zip(model.augmenter.ops, model.augmenter.probability, strict=True) if x != 0]
+    assert set(moved) == names
+    if num_ops == 1:
+        assert names & {'Equalize', 'Invert', 'Cutout'}  # which have no magnitude
+
+
+def scaled(scale):
+    """The augmenter's scalars after a burst of three batches whose gradients are scaled so."""
+    torch.manual_seed(0)
+    model, _, runner = small_problem()
+    runner.optim_wrapper.loss_scaler = SimpleNamespace(get_scale=lambda: scale)  # AmpOptimWrapper's
+    burst(runner, lr=0.5, max_batches=3)
+    return torch.cat([*model.augmenter.tensors().values()])
+
+
+@pytest.mark.parametrize('scale', [2.0**16, 2.0**130])
+def test_a_scaled_gradient_is_scaled_back_and_an_overflowing_one_scaled_less(scale):
+    """2^130 is more than fp32 has, and infinite in every gradient."""
+    plain = scaled(1.0)
+    assert plain.any()
+    torch.testing.assert_close(scaled(scale), plain, rtol=1e-4, atol=1e-7)
+
+
+def test_what_is_not_finite_moves_nothing_and_is_told(caplog):
+    model, _, runner = small_problem()
+    runner.optim_wrapper.loss_scaler = SimpleNamespace(get_scale=lambda: 2.0**16)
+    calls, search = [], model.search_losses
+
+    def losses(*args):
+        calls.append(search(*args))
+        return calls[-1] | (dict(student=calls[-1]['student'] * float('inf')) if len(calls) != 2 else {})
+
+    model.search_losses = losses
+    with caplog.at_level(logging.WARNING, 'tst'):
         burst(runner, lr=0.5, max_batches=3)
-        found.append(torch.cat([*model.augmenter.tensors().values()]))
-    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-7)
-    assert found[0].any()
-    assert found[2].isfinite().all()
+    assert '2 of 3 batches moved nothing' in caplog.text
+    found = torch.cat([*model.augmenter.tensors().values()])
+    assert found.isfinite().all()
+    assert found.any()
+    with caplog.at_level(logging.INFO, 'tst'):
+        calls.clear()
+        burst(runner, lr=0.5, max_batches=2)
+    assert f'student {float(calls[1]["student"]):.4f}' in caplog.text  # the mean of what counted
