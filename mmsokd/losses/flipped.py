@@ -76,6 +76,8 @@ def _cross_entropy(
     ignore_index: int | None = None,
     **kwargs: Any,
 ) -> Tensor:
+    if getattr(module, 'use_mask', False):  # a binary mask of each box, in the channel of its class, which is `weight`
+        return forward(flipped_logit(pred), label, weight, avg_factor, reduction_override, **kwargs)
     own = getattr(module, 'ce', module)  # LabelSmoothLoss's
     reduction = reduction_override or module.reduction
     given = {} if ignore_index is None else dict(ignore_index=ignore_index)
@@ -195,7 +197,7 @@ def task_losses(model: nn.Module) -> dict[str, nn.Module]:
     for path, module in found.items():
         name = type(module).__name__
         is_soft = name == 'LabelSmoothLoss' and module.mode == 'multi_label'
-        if name not in TWINS or getattr(module, 'use_mask', False) or is_soft:
+        if name not in TWINS or is_soft:
             raise ValueError(
                 f'student.{path}: expected one of the losses {list(TWINS)}, that can be turned round, found {name}; '
                 f'nearest: {nearest(name, TWINS, n=1)}'

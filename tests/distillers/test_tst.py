@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mmdet.structures.bbox import HorizontalBoxes
-from mmdet.structures.mask import BitmapMasks
+from mmdet.structures.mask import PolygonMasks
 from mmengine.optim import OptimWrapper
 from torch.nn import functional as F
 
@@ -226,7 +226,7 @@ def test_what_does_not_follow_a_warp_is_told_whatever_is_drawn(what):
     data = preprocess(force(model, 'Brightness'), batch)
     instances = data['data_samples'][1].gt_instances
     if what == 'masks':
-        instances.masks = BitmapMasks(np.zeros((2, 64, 64), np.uint8), 64, 64)
+        instances.masks = np.zeros((2, 64, 64), np.uint8)
     else:
         instances.bboxes = HorizontalBoxes(instances.bboxes)
     with pytest.raises(ValueError, match=r'^data_samples\.gt_instances\.(masks|bboxes): expected '):
@@ -384,6 +384,52 @@ def faster_rcnn():
     return cfg
 
 
+def mask_rcnn():
+    from mmengine.hub import get_config
+
+    cfg = faster_rcnn()
+    head = get_config('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py').model.roi_head
+    head.mask_head.update(num_convs=1, in_channels=16, conv_out_channels=8, num_classes=3)
+    head.mask_roi_extractor.update(out_channels=16)
+    cfg.roi_head.update(mask_head=head.mask_head, mask_roi_extractor=head.mask_roi_extractor)
+    cfg.train_cfg.rcnn.update(mask_size=28)
+    cfg.update(type='MaskRCNN')
+    return cfg
+
+
+@pytest.mark.parametrize('kind', ['bitmaps', 'polygons'])
+def test_instance_masks_follow_the_warp_and_search_too(kind):
+    cfg = mask_rcnn()
+    terms = dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='neck'))
+    model, batch = build('det', student=cfg, teacher=copy.deepcopy(cfg), terms=terms)
+    for sample in batch['data_samples']:
+        boxes = sample.gt_instances.bboxes.numpy()
+        polygons = [[box[[0, 1, 2, 1, 2, 3, 0, 3]]] for box in boxes]
+        masks = PolygonMasks(polygons, 64, 64)
+        sample.gt_instances.masks = masks if kind == 'polygons' else masks.to_bitmap()
+    losses = losses_of(force(model, 'Rotate', 'Color'), batch)
+    assert losses['loss_mask'] > 0
+    assert all(value.isfinite().all() for value in [losses['loss_mask'], losses['loss_bbox']])
+    force(model.eval(), 'TranslateX', 'Color')
+    data = preprocess(model, batch)
+    _, samples = model.augment(data['inputs'], data['data_samples'])
+    for sample in samples:
+        for box, mask in zip(sample.gt_instances.bboxes, sample.gt_instances.masks.to_ndarray(), strict=True):
+            rows, columns = mask.nonzero()
+            found = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+            assert (found - box).abs().max() < 1.5
+    model.rehearse_search(data['inputs'], data['data_samples'])
+    masks, calls = model.student.roi_head.mask_head.loss_mask, []
+    masks.register_forward_pre_hook(lambda _, args: calls.append(args))
+    masks.register_forward_hook(lambda _, args, out: calls.append(out))
+    chi = {name: value.clone().requires_grad_() for name, value in model.augmenter.tensors().items()}
+    model.search_losses(data['inputs'], data['data_samples'], chi)
+    (pred, target, label), found = calls
+    logits = pred[torch.arange(len(label)), label].flatten().tolist()
+    each = [reference.bce(x, t) for x, t in zip(logits, target.flatten().tolist(), strict=True)]
+    close(found.item(), sum(each) / len(each), rtol=1e-4, atol=0)
+
+
 def turned_round(path, pred, target, weight, avg_factor, reduction_override=None):
     """One call of a loss of Faster R-CNN's in plain Python: binary, softmax, or L1 of four sides."""
     pred, target, weight = (x.detach().tolist() for x in (pred, target, weight))
@@ -429,7 +475,7 @@ def deformable_detr():
     register_all_modules(init_default_scope=False)
     cfg = get_config('mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py').model
     cfg.backbone.update(depth=18, base_channels=8, init_cfg=None)
-    cfg.neck.update(in_channels=[16, 32, 64], out_channels=32, num_groups=8)
+    cfg.neck.update(in_channels=[16, 32, 64], out_channels=32)
     cfg.update(num_queries=10)
     attention = dict(embed_dims=32, num_heads=4, dropout=0.5)
     cfg.encoder.update(num_layers=1)
@@ -449,6 +495,8 @@ def test_detectors_whose_losses_ask_for_training_mode_search_too():
     cfg = deformable_detr()
     terms = dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='neck'))
     model, batch = build('det', student=cfg, teacher=copy.deepcopy(cfg), terms=terms)
+    for network in (model.student, model.teacher):
+        network.init_weights()
     force(model.eval(), 'Brightness', 'Rotate', uniform=0.55)
     data = preprocess(model, batch)
     model.rehearse_search(data['inputs'], data['data_samples'])
