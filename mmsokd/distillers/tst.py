@@ -72,7 +72,13 @@ class TSTDistiller(Distiller):
                 )
 
     def loss(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Tensor]:
-        """As :meth:`Distiller.loss`, of the pictures and their changed twins."""
+        """As :meth:`Distiller.loss`, of the pictures and their changed twins.
+
+        Raises:
+            ValueError: there are no ``data_samples``, without which nobody knows how the pictures lie in the batch.
+        """
+        if not data_samples:
+            raise ValueError('data_samples: expected one a picture, with its annotations, found none')
         return super().loss(*self._doubled(inputs, data_samples))
 
     @torch.compiler.disable

@@ -284,6 +284,13 @@ def test_two_labels_that_are_left_out_are_told(cfg, message):
         build('seg', **cfg)
 
 
+@pytest.mark.parametrize('samples', [None, []])
+def test_pictures_without_annotations_are_told(samples):
+    model, batch = build('cls')
+    with pytest.raises(ValueError, match=r'^data_samples: expected one a picture, with its annotations, found none$'):
+        model.loss(preprocess(model, batch)['inputs'], samples)
+
+
 def test_a_part_of_the_batch():
     model, batch = build('cls', share=0.5)
     data = preprocess(model, batch)

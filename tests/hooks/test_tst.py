@@ -9,15 +9,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmdet.structures import DetDataSample
 from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from mmengine.structures import InstanceData, PixelData
 from mmpretrain.structures import DataSample
+from mmseg.structures import SegDataSample
 from torch.utils.data import DataLoader
 
 from mmsokd.augment.image_augmenter import ImageDraw
 from mmsokd.hooks import TSTHook
-from tests.builders import classifier, distiller, retinanet
+from tests.builders import classifier, distiller, retinanet, segmentor
 from tests.hooks.test_training import config, make_pictures, train
 
 TST = dict(
@@ -269,11 +272,53 @@ def coloured_bars(n=192):
     ]
 
 
-def small_problem():
+def segmented_bars(n):
+    """The same, of which each pixel of a bar has the class of its colour."""
+    items = []
+    for item in coloured_bars(n):
+        bars = item['inputs'].amax(0, keepdim=True) >= 60
+        labels = torch.where(bars, int(item['data_samples'].gt_label), 255)
+        items.append(dict(item, data_samples=SegDataSample(gt_sem_seg=PixelData(data=labels))))
+    return items
+
+
+def coloured_squares(n):
+    """A red, green or blue square on dark noise, in mmdet's form."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (n,), generator=generator)
+    corners = torch.randint(4, 20, (n, 2), generator=generator)
+    pictures = (torch.rand(n, 3, 32, 32, generator=generator) * 60).to(torch.uint8)
+    items = []
+    for picture, label, (x, y) in zip(pictures, labels.tolist(), corners.tolist(), strict=True):
+        picture[label, y : y + 8, x : x + 8] += 150
+        gt = InstanceData(bboxes=torch.tensor([[x, y, x + 8.0, y + 8.0]]), labels=torch.tensor([label]))
+        meta = dict(img_shape=(32, 32), pad_shape=(32, 32), scale_factor=(1.0, 1.0))
+        items.append(dict(inputs=picture, data_samples=DetDataSample(metainfo=meta, gt_instances=gt)))
+    return items
+
+
+def pixelwise_net(width):
+    head = dict(type='FCNHead', in_channels=2 * width, in_index=0, channels=2 * width, num_convs=0, dropout_ratio=0)
+    head = dict(head, num_classes=3, concat_input=False, loss_decode=dict(type='CrossEntropyLoss', loss_weight=1.0))
+    preprocessor = dict(type='SegDataPreProcessor', mean=[127.5] * 3, std=[127.5] * 3, bgr_to_rgb=True, size=(16, 16))
+    return segmentor(data_preprocessor=preprocessor, backbone=dict(type=Net, width=width), decode_head=head)
+
+
+def detecting_net(width):
+    cfg = retinanet(2 * width, levels=1, neck=None, backbone=dict(type=Net, width=width))
+    cfg['bbox_head']['anchor_generator'].update(strides=[4], octave_base_scale=2)
+    return cfg
+
+
+def small_problem(task='cls', n=192, batch_size=32):
     """A TSTDistiller, its pictures, and a runner for the hook."""
-    term = dict(loss_kd=dict(type='mmsokd.KDLoss', tap='head.fc'))
-    model = distiller('TSTDistiller', student=net(6), teacher=net(12), terms=term, probe_size=32)
-    pictures = coloured_bars()
+    make, pictures, term = dict(
+        cls=(net, coloured_bars, dict(type='mmsokd.KDLoss', tap='head.fc')),
+        seg=(pixelwise_net, segmented_bars, dict(type='mmsokd.KDLoss', tap='decode_head.conv_seg')),
+        det=(detecting_net, coloured_squares, dict(type='mmsokd.FitNetLoss', tap='backbone')),
+    )[task]
+    model = distiller('TSTDistiller', student=make(6), teacher=make(12), terms=dict(loss_kd=term), probe_size=32)
+    pictures = pictures(n)
     runner = SimpleNamespace(
         model=model,
         iter=0,
@@ -282,7 +327,7 @@ def small_problem():
         seed=0,
         log_dir=tempfile.mkdtemp(),
         logger=logging.getLogger('tst'),
-        train_dataloader=DataLoader(pictures, batch_size=32, collate_fn=pseudo_collate),
+        train_dataloader=DataLoader(pictures, batch_size=batch_size, collate_fn=pseudo_collate),
         optim_wrapper=SimpleNamespace(optim_context=lambda _: nullcontext()),
     )
     return model, pictures, runner
@@ -309,7 +354,8 @@ def fit(model, network, pictures, steps, known=()):
             signs, centre = torch.randint(2, (32, 2)) * 2.0 - 1, torch.rand(32, 2)
             draw = ImageDraw(ops, torch.full((2,), 0.999), signs, centre)
             model.augmenter.sample = lambda _, draw=draw: draw
-            inputs, samples = torch.cat([inputs, model.augment(inputs, samples)[0]]), samples * 2
+            changed, more = model.augment(inputs, samples)
+            inputs, samples = torch.cat([inputs, changed]), [*samples, *more]
         loss, _ = model.parse_losses(network(inputs, samples, mode='loss'))
         optimizer.zero_grad()
         loss.backward()
@@ -327,27 +373,44 @@ def task_losses_of(model, pictures):
     for _ in range(48):
         images, samples = model.augment(data['inputs'], data['data_samples'])
         both = (model.teacher, model.student)
-        losses.append([float(m(images, samples, mode='loss')['loss']) for m in both])
+        losses.append([float(model.parse_losses(m(images, samples, mode='loss'))[0]) for m in both])
     return np.mean(losses, axis=0)
 
 
-@pytest.mark.slow
-def test_at_temperature_one_half_a_burst_finds_what_the_teacher_knows_and_the_student_does_not():
-    """The teacher has seen inverted and rotated pictures, the student neither.
+def found_by_a_burst(seed, task='cls', temperature=None):
+    """The task losses of the teacher, who has seen inverted and rotated pictures, and of the student, who has not.
 
-    With softer gates than the paper's: at a temperature of 0.05, where most have no gradient, 192 pictures are too few,
-    and a burst often goes the other way.
+    As they are before and after a burst of ten passes over 960 pictures, at the rate that the hook has.
     """
-    model, pictures, runner = small_problem()
-    model.augmenter.temperature = 0.5
-    fit(model, model.student, pictures, 60)
-    fit(model, model.teacher, pictures, 100, known=['Invert', 'Rotate'])
+    torch.manual_seed(seed)
+    model, pictures, runner = small_problem(task, 960, batch_size=16)
+    model.augmenter.temperature = temperature or model.augmenter.temperature
+    steps = dict(cls=(60, 100), seg=(60, 100), det=(150, 300))[task]
+    fit(model, model.student, pictures, steps[0])
+    fit(model, model.teacher, pictures, steps[1], known=['Invert', 'Rotate'])
     model.teacher.requires_grad_(False)
-    teacher, student = task_losses_of(model, pictures)
-    burst(runner, passes=20, lr=0.1)
-    teacher_after, student_after = task_losses_of(model, pictures)
-    assert teacher_after < 0.95 * teacher
-    assert student_after > 1.05 * student
+    before = task_losses_of(model, pictures)
+    burst(runner, passes=10)
+    return before, task_losses_of(model, pictures)
+
+
+@pytest.mark.slow
+def test_a_burst_finds_what_the_teacher_knows_and_the_student_does_not():
+    """At the temperature and rate that are shipped, the paper's, in most seeds."""
+    found = [found_by_a_burst(seed) for seed in range(3)]
+    right = [
+        teacher[1] < teacher[0] and student[1] > student[0]
+        for teacher, student in (zip(*f, strict=True) for f in found)
+    ]
+    assert sum(right) >= 2, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('task', ['cls', 'seg', 'det'])
+def test_a_burst_with_softer_gates(task):
+    before, after = found_by_a_burst(0, task, temperature=0.5)
+    assert after[0] < before[0]
+    assert after[1] > 1.05 * before[1]
 
 
 def test_the_rate_falls_when_the_loss_no_longer_does():
