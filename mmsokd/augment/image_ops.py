@@ -5,9 +5,13 @@ After "Teaching What You Should Teach", arXiv 2212.05422. The authors fit small 
 [ours], equal to PIL's and torchvision's where those are defined. Names, order and ranges are the authors'; the signs
 are ours: the released code never explores them.
 
-They are written with torch alone. Of kornia's, posterize and equalize have no gradient for their strength, solarize
-none for its threshold, brightness adds where PIL multiplies, and none knows of a batch's padding; what would be left is
-a few lines each, for a dependency of which the two stacks' pins ask for two versions.
+They are written with torch alone. Why kornia's are not used, one by one: posterize and solarize have no gradient for
+their strength. Equalize goes over pictures and channels in Python; it, sharpness and contrast (there
+``adjust_contrast_with_mean_subtraction``) would take a batch's padding for part of the picture. The five warps have to
+be summed as matrices about each picture's own centre, by which boxes, masks and label maps follow, so that only a
+matrix each could be taken. Brightness (``adjust_brightness_accumulative``), color
+(``adjust_saturation_with_gray_subtraction``) and invert would fit, and cutout but for its drawn centre: a line each,
+and no reason for a dependency.
 
 Pictures are (N, 3, H, W), RGB, in [0, 1]; ``v`` is one strength a picture (N,).
 """

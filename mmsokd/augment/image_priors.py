@@ -20,6 +20,10 @@ IMITATED = [name for name, op in IMAGE_OPS.items() if op.lo is not None or name 
 class ColorPrior(nn.Module):
     """A 3x3 convolution and two of 1x1 on picture, strength and the picture's mean colour; gives the change.
 
+    In two parts, of which one is multiplied with the strength, and with a linear convolution beside. Where the strength
+    is one of seven channels and no more, the priors of Color and Sharpness do not learn to react to it, as in the
+    authors' release.
+
     Args:
         scale: the strength that is fed as 1.
         width: channels in between.
@@ -28,15 +32,21 @@ class ColorPrior(nn.Module):
     def __init__(self, scale: float = 1.0, width: int = 16) -> None:
         super().__init__()
         self.scale = scale
+        self.linear = nn.Conv2d(3, 6, 3, padding=1)
         self.layers = nn.Sequential(
-            nn.Conv2d(7, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, 3, 1)
+            nn.Conv2d(7, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, 6, 1)
         )
+        for last in (self.linear, self.layers[-1]):  # no change at the start, from which small ones are learned
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor, v: Tensor | None, canvas: Canvas) -> Tensor:
         """The imitated picture (N, 3, H, W)."""
         mean = x.mean(dim=(2, 3), keepdim=True).expand_as(x)
-        v = x.new_zeros(len(x)) if v is None else v / self.scale
-        return x + self.layers(torch.cat([x, mean, v[:, None, None, None].expand_as(x[:, :1])], dim=1))
+        v = (x.new_zeros(len(x)) if v is None else v / self.scale)[:, None, None, None]
+        parts = self.linear(x) + self.layers(torch.cat([x, mean, v.expand_as(x[:, :1])], dim=1))
+        constant, slope = parts.chunk(2, dim=1)
+        return x + constant + v * slope
 
 
 class WarpPrior(nn.Module):

@@ -1,11 +1,12 @@
-"""Pictures, boxes and label maps under one affine map (pure functions).
+"""Pictures, boxes, instance masks and label maps under one affine map (pure functions).
 
 A map is a matrix (N, 2, 3) in pixels about the picture's centre: the output's point ``p`` reads the input at
-``A (p - c) + c + a``. Boxes go the other way. A batch's pictures lie in its upper left corner.
+``A (p - c) + c + a``. Boxes and polygons go the other way. A batch's pictures lie in its upper left corner.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor
@@ -90,25 +91,53 @@ def warp_boxes(boxes: Tensor, matrix: Tensor, size: Tensor) -> Tensor:
         matrix: (n, 2, 3), each box's own.
         size: (n, 2), height and width of its picture.
     """
+    boxes = boxes if boxes.is_floating_point() else boxes.float()
     left, top, right, bottom = boxes.unbind(-1)
     corners = torch.stack([left, top, right, top, right, bottom, left, bottom], dim=-1).unflatten(-1, (4, 2))
-    centre = size.to(boxes).flip(-1)[:, None] / 2  # (n, 1, 2), x and y
-    matrix = matrix.to(boxes)
+    moved = _destinations(corners, matrix, size)  # (n, 4, 2)
+    limit = size.to(boxes).flip(-1)[:, None]  # (n, 1, 2), x and y
+    moved = torch.minimum(moved.clamp(min=0), limit)
+    return torch.cat([moved.amin(dim=1), moved.amax(dim=1)], dim=-1)
+
+
+def _destinations(points: Tensor, matrix: Tensor, size: Tensor) -> Tensor:
+    """Where the input's points (n, P, 2), x and y, are in the output."""
+    centre = size.to(points).flip(-1)[:, None] / 2  # (n, 1, 2)
+    matrix = matrix.to(points)
     linear, shift = matrix[:, :, :2], matrix[:, None, :, 2]
     (a, b), (c, d) = (row.unbind(-1) for row in linear.unbind(-2))
     inverse = torch.stack([d, -b, -c, a], dim=-1).unflatten(-1, (2, 2)) / (a * d - b * c)[:, None, None]
     # By hand and not as a matrix product, which autocast would do in half precision.
-    moved = ((corners - centre - shift)[:, :, None, :] * inverse[:, None]).sum(-1) + centre  # (n, 4, 2)
-    limit = 2 * centre  # (n, 1, 2)
-    moved = torch.minimum(moved.clamp(min=0), limit)
-    return torch.cat([moved.amin(dim=1), moved.amax(dim=1)], dim=-1)
+    return ((points - centre - shift)[:, :, None, :] * inverse[:, None]).sum(-1) + centre
+
+
+def warp_masks(masks: Any, matrix: Tensor, size: Tensor) -> Any:
+    """Warp the masks of one picture, on the host as they are: bitmaps by the nearest pixel, polygons by their corners.
+
+    Args:
+        masks: mmdet's ``BitmapMasks`` or ``PolygonMasks``.
+        matrix: (2, 3), on the host.
+        size: (2,), height and width of the picture, on the host.
+    """
+    if isinstance(masks.masks, np.ndarray):
+        n = len(masks)
+        bitmaps = torch.from_numpy(masks.masks)[:, None]
+        warped = warp_labels(bitmaps, matrix.expand(n, 2, 3), size.expand(n, 2), fill=0)[:, 0].numpy()
+    else:
+        warped = [[_warp_polygon(polygon, matrix, size) for polygon in polygons] for polygons in masks.masks]
+    return type(masks)(warped, masks.height, masks.width)
+
+
+def _warp_polygon(polygon: np.ndarray, matrix: Tensor, size: Tensor) -> np.ndarray:
+    points = torch.from_numpy(np.asarray(polygon, dtype=np.float64)).view(1, -1, 2)
+    return _destinations(points, matrix[None], size[None]).flatten().numpy().astype(polygon.dtype)
 
 
 def has_places(samples: list) -> bool:
     """Whether the annotations say where something is.
 
     Raises:
-        ValueError: they hold what does not follow a warp: instance masks, boxes that are no tensors, edges, depth.
+        ValueError: they hold what does not follow a warp: boxes that are no tensors, edges, depth.
     """
     for sample in samples:
         for name in _REFUSED:
@@ -123,8 +152,11 @@ def has_places(samples: list) -> bool:
 
 
 def _check_instances(key: str, instances: InstanceData) -> None:
-    if 'masks' in instances:
-        raise ValueError(f'{key}.masks: expected boxes alone, which follow the warp, found masks too')
+    if 'masks' in instances and not isinstance(getattr(instances.masks, 'masks', None), (np.ndarray, list)):
+        raise ValueError(
+            f"{key}.masks: expected mmdet's BitmapMasks or PolygonMasks, which follow the warp, found "
+            f'{type(instances.masks).__name__}'
+        )
     if 'bboxes' in instances and not isinstance(instances.bboxes, Tensor):
         raise ValueError(
             f'{key}.bboxes: expected a tensor (boxtype2tensor=True of the data preprocessor), found '
@@ -133,7 +165,7 @@ def _check_instances(key: str, instances: InstanceData) -> None:
 
 
 def warp_samples(samples: list[BaseDataElement], matrix: Tensor, size: Tensor, fill: int = 255) -> list:
-    """Copies of mmdet's or mmseg's samples with boxes and label maps warped; degenerate boxes are dropped.
+    """Copies of mmdet's or mmseg's samples with boxes, masks and label maps warped; degenerate boxes are dropped.
 
     Args:
         samples: one a picture; :func:`has_places` has looked at them.
@@ -153,7 +185,7 @@ def warp_samples(samples: list[BaseDataElement], matrix: Tensor, size: Tensor, f
 
 
 def _warp_instances(name: str, samples: list, matrix: Tensor, size: Tensor) -> None:
-    """Warp the boxes of the field ``name`` in place of the samples' old ones, all in one go."""
+    """Warp the boxes of the field ``name`` in place of the samples' old ones, all in one go, and their masks."""
     chosen = [i for i, sample in enumerate(samples) if name in sample and len(sample.get(name))]
     if not chosen:
         return
@@ -162,12 +194,16 @@ def _warp_instances(name: str, samples: list, matrix: Tensor, size: Tensor) -> N
     owner = owner.to(matrix.device, non_blocking=True)
     boxes = warp_boxes(torch.cat([samples[i].get(name).bboxes for i in chosen]), matrix[owner], size[owner])
     good = ((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIDE).all(-1)
-    keep = good.tolist()  # the step's one wait for the device: how many boxes are left decides shapes
-    start = 0
-    for i, count in zip(chosen, counts, strict=True):
-        rows = [j for j in range(count) if keep[start + j]]
-        index = torch.tensor(rows, dtype=torch.long).to(boxes.device, non_blocking=True)
-        left = samples[i].get(name)[index]
-        left.bboxes = boxes[start : start + count][index]
-        samples[i].set_field(left, name, dtype=type(left))
-        start += count
+    # The step's one wait for the device: how many boxes are left decides shapes, and a detector's heads ask for each
+    # picture's next, when they assign its boxes.
+    good = good.cpu()
+    if any('masks' in samples[i].get(name) for i in chosen):
+        matrix, size = matrix.cpu(), size.cpu()
+    for i, moved, left in zip(chosen, boxes.split(counts), good.split(counts), strict=True):
+        rows = left.nonzero().squeeze(1)  # on the host
+        index = rows.to(boxes.device, non_blocking=True)
+        instances = samples[i].get(name)[index]
+        instances.bboxes = moved[index]
+        if 'masks' in instances:
+            instances.masks = warp_masks(instances.masks, matrix[i], size[i])
+        samples[i].set_field(instances, name, dtype=type(instances))

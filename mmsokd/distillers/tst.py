@@ -1,6 +1,8 @@
 """TST: the student learns on pictures that the teacher knows and the student does not."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +13,8 @@ from mmsokd.augment.warping import has_places, warp_samples
 from mmsokd.checks import check_number, check_range
 from mmsokd.distillers.base import Distiller
 from mmsokd.distillers.parts import build_part, check_part
-from mmsokd.distillers.teacher import Normalization
-from mmsokd.losses.flipped import flipped
+from mmsokd.distillers.teacher import Normalization, Teacher
+from mmsokd.losses.flipped import flipped, left_as_they_are
 from mmsokd.registry import MODELS
 
 
@@ -73,7 +75,13 @@ class TSTDistiller(Distiller):
                 )
 
     def loss(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Tensor]:
-        """As :meth:`Distiller.loss`, of the pictures and their changed twins."""
+        """As :meth:`Distiller.loss`, of the pictures and their changed twins.
+
+        Raises:
+            ValueError: there are no ``data_samples``, without which nobody knows how the pictures lie in the batch.
+        """
+        if not data_samples:
+            raise ValueError('data_samples: expected one a picture, with its annotations, found none')
         return super().loss(*self._doubled(inputs, data_samples))
 
     @torch.compiler.disable
@@ -154,13 +162,67 @@ class TSTDistiller(Distiller):
             ``teacher`` and ``student``, scalars; their sum is to be minimised.
         """
         images, samples = self.augment(inputs, samples, chi)
-        totals = []
-        for teacher in self._teachers.values():
-            teacher.make_ready(images.device)
-            totals.append(self.parse_losses(teacher.module(teacher.prepare(images, samples), samples, mode='loss'))[0])
-        with flipped(self.student):
+        totals = [
+            self.parse_losses(self._teacher_losses(teacher, images, samples))[0] for teacher in self._teachers.values()
+        ]
+        with flipped(self.student), _computing_losses(self.student):
             wrong = self.parse_losses(self.student(images, samples, mode='loss'))[0]
         return dict(teacher=torch.stack(totals).mean(), student=wrong)
+
+    def _teacher_losses(self, teacher: Teacher, images: Tensor, samples: list) -> dict:
+        teacher.make_ready(images.device)
+        with _computing_losses(teacher.module):
+            return teacher.module(teacher.prepare(images, samples), samples, mode='loss')
+
+    def rehearse_search(self, inputs: Tensor, samples: list) -> None:
+        """Try :meth:`search_losses` on a batch, as a burst would.
+
+        Raises:
+            ValueError: a network's losses cannot be computed in a burst, or the student's not be turned round.
+        """
+        images, samples = self.augment(inputs, samples, self.augmenter.tensors())
+
+        def losses() -> dict[str, Tensor]:
+            with _computing_losses(self.student):
+                return self.parse_losses(self.student(images, samples, mode='loss'))[1]
+
+        parts: dict[str, Callable] = {
+            name: partial(self._teacher_losses, teacher, images, samples) for name, teacher in self._teachers.items()
+        }
+        parts['student'] = partial(left_as_they_are, self.student, losses)
+        found = {}
+        for name, part in parts.items():
+            try:
+                found[name] = part()
+            except (ValueError, torch.cuda.OutOfMemoryError):  # which tell enough
+                raise
+            except Exception as error:
+                raise ValueError(
+                    f'{name}: expected losses that can be computed in eval mode, as a burst of TSTHook does, found '
+                    f'{type(error).__name__}: {error}'
+                ) from error
+        if found['student']:
+            raise ValueError(
+                "student: expected losses that are sums of its loss modules', to be turned round, found "
+                f'{found["student"]}, which a head computes otherwise; another student, or no bursts in TSTHook'
+            )
+
+
+@contextmanager
+def _computing_losses(network: nn.Module) -> Iterator[None]:
+    """Within the block a network in eval mode prepares for its losses: some heads give other outputs for prediction.
+
+    It is those modules that have a ``loss``, the network and its heads, which ask for their own mode. Normalization and
+    dropout are modules of their own, and stay in eval mode.
+    """
+    asleep = [module for module in network.modules() if hasattr(module, 'loss') and not module.training]
+    for module in asleep:
+        module.training = True
+    try:
+        yield
+    finally:
+        for module in asleep:
+            module.training = False
 
 
 def _ignored_labels(student: nn.Module) -> dict[str, int]:

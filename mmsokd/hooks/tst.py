@@ -1,7 +1,8 @@
 """TST's bursts: now and then the augmenter learns which pictures the teacher knows and the student does not."""
 
+import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,8 +10,9 @@ import numpy as np
 import torch
 from mmengine.dist import broadcast, get_dist_info
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mmsokd.augment import ImageAugmenter
@@ -33,6 +35,7 @@ _FALL, _RELATIVE_FALL, _DECAY = 0.02, 0.02, 0.9
 # Draws between two bursts' clocks, and from the training's: 2^32 over the golden ratio, so that they lie far apart
 # among the 2^32 seeds that PyTorch tells apart.
 _FAR = 2_654_435_769
+_REHEARSED = 2  # pictures
 
 
 @HOOKS.register_module()
@@ -67,8 +70,8 @@ class TSTHook(Hook):
         lr, momentum: of SGD.
 
     Raises:
-        ValueError: an option is not valid, a burst is outside of the schedule, or a loss of the student cannot be
-            turned round.
+        ValueError: an option is not valid, a burst is outside of the schedule, or the losses of a burst cannot be
+            computed: one is tried on two pictures before anything is trained.
         TypeError: the model is no :class:`~mmsokd.distillers.TSTDistiller`.
     """
 
@@ -116,7 +119,7 @@ class TSTHook(Hook):
             task_losses(distiller.student)
 
     def before_train(self, runner: Runner) -> None:
-        """Find the iterations before which there is a burst."""
+        """Find the iterations before which there is a burst, and try a burst's losses."""
         distiller_of(runner)  # a plain model can be tested beside this hook, and not trained
         length = 1 if self._key == 'iters' else _iterations_a_pass(runner)
         self._starts = {time * length for time in self._times}
@@ -126,6 +129,8 @@ class TSTHook(Hook):
                 f'TSTHook.{self._key}: expected times within the schedule of {runner.max_iters} iterations '
                 f'({runner.max_epochs} epochs), found {late[0]}, which is iteration {late[0] * length}'
             )
+        if self._times:
+            self._rehearse(runner)
         self._record(runner)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -135,6 +140,15 @@ class TSTHook(Hook):
             with _apart(runner.iter, distiller.augmenter), _evaluating(distiller):
                 self._burst(runner)
             self._record(runner)
+
+    def _rehearse(self, runner: Runner) -> None:
+        """What fails in a burst, perhaps in days, shall fail now."""
+        distiller, loader = distiller_of(runner), _loader(runner)
+        with _apart(runner.iter, distiller.augmenter), _evaluating(distiller):
+            first = next(iter(loader.batch_sampler))[:_REHEARSED]
+            data = distiller.data_preprocessor(loader.collate_fn(loader.dataset.__getitems__(first)), True)
+            with torch.no_grad(), runner.optim_wrapper.optim_context(distiller):
+                distiller.rehearse_search(data['inputs'], data['data_samples'])
 
     def _record(self, runner: Runner) -> None:
         record_policy(runner, runner.iter, dict(augmenter=ops_state(distiller_of(runner).augmenter.expected_ops())))
@@ -169,29 +183,59 @@ class TSTHook(Hook):
         """One pass; the mean of both losses over its batches, and over the ranks."""
         distiller = distiller_of(runner)
         tensors = distiller.augmenter.tensors()
-        total, count = torch.zeros(2), 0
+        # AmpOptimWrapper's. The training's scaler is left alone: what overflows here need not overflow there.
+        scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
+        scale = scaler.get_scale() if scaler is not None else 1.0
+        total, count, left_out = torch.zeros(2), 0, 0
         for batch in loader:
             chi = {name: value.detach().clone().requires_grad_() for name, value in tensors.items()}
             data = distiller.data_preprocessor(batch, True)
             # A fresh autocast each time, as in training. Whatever of the networks is trained gets no gradient here.
             with runner.optim_wrapper.optim_context(distiller):
                 losses = distiller.search_losses(data['inputs'], data['data_samples'], chi)
-                objective = losses['teacher'] + losses['student']
-            scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)  # AmpOptimWrapper's
-            scale = scaler.get_scale() if scaler is not None else 1.0
-            gradient = torch.autograd.grad(objective * scale, list(chi.values()))
-            gradient = mean_over_ranks({name: g / scale for name, g in zip(chi, gradient, strict=True)})
-            if all(g.isfinite().all() for g in gradient.values()):  # under fp16 a scaled one may overflow
+            both = torch.stack([losses.pop('teacher'), losses.pop('student')])
+            gradient, scale = _gradient(both.sum(), chi, scale)
+            both = both.detach()  # nothing of the graph is left beside the next one
+            count += 1
+            if gradient is None:
+                left_out += 1
+            else:
                 for name, value in tensors.items():
                     value.grad = gradient[name]
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            total += torch.stack([losses['teacher'], losses['student']]).detach().float().cpu()
-            count += 1
+                total += both.float().cpu()
             if count == self.max_batches:
                 break
-        means = mean_over_ranks(dict(mean=total / count))['mean'].tolist()
+        if left_out:
+            print_log(
+                f'TST, before iteration {runner.iter}: {left_out} of {count} batches moved nothing, since their '
+                'gradients are not finite',
+                runner.logger,
+                logging.WARNING,
+            )
+        means = mean_over_ranks(dict(mean=total / max(count - left_out, 1)))['mean'].tolist()
         return dict(zip(('teacher', 'student'), means, strict=True))
+
+
+def _gradient(objective: Tensor, chi: Mapping[str, Tensor], scale: float) -> tuple[dict[str, Tensor] | None, float]:
+    """The mean of the ranks' gradients, and the scale by which it was finite.
+
+    Under fp16 a scaled one may overflow: then once more with a sixteenth of the scale, down to none. What is not finite
+    then gives None, and the scale is as before. The mean is the same on every rank, and so is what is done.
+    """
+    tried = scale
+    while True:
+        # Zeros where no operator with a magnitude was drawn.
+        gradient = torch.autograd.grad(
+            objective * tried, list(chi.values()), retain_graph=tried > 1, materialize_grads=True, allow_unused=True
+        )
+        gradient = mean_over_ranks({name: g / tried for name, g in zip(chi, gradient, strict=True)})
+        if all(g.isfinite().all() for g in gradient.values()):
+            return gradient, tried
+        if tried <= 1:
+            return None, scale
+        tried = max(tried / 16, 1.0)
 
 
 def _iterations_a_pass(runner: Runner) -> int:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 from PIL import Image, ImageEnhance, ImageOps
@@ -13,7 +14,7 @@ from torch.autograd import gradcheck
 from torchvision.transforms import functional as TF
 
 from mmsokd.augment.image_ops import CUTOUT_SIDE, IMAGE_OPS, posterize, solarize
-from mmsokd.augment.warping import Canvas, has_places, identity, warp, warp_boxes, warp_labels, warp_samples
+from mmsokd.augment.warping import Canvas, has_places, identity, warp, warp_boxes, warp_labels, warp_masks, warp_samples
 from tests.reference import image as reference
 
 LEVELS = [-0.9, -0.37, 0.0, 0.5, 0.9]
@@ -345,11 +346,67 @@ def test_label_maps_of_samples():
         assert torch.equal(samples[i].gt_sem_seg.data, maps[i])
 
 
+TRIANGLES = [np.array([8.0, 4, 24, 6, 15, 18]), np.array([2.0, 2, 12, 3, 7.5, 11]), np.array([20.0, 9, 29, 9, 25, 16])]
+
+
+def test_instance_masks_are_warped_point_by_point():
+    """Bitmaps of the batch's size, which is not the picture's, and polygons of two parts."""
+    generator = np.random.default_rng(0)
+    bitmaps = BitmapMasks(generator.integers(0, 2, (2, 24, 32), dtype=np.uint8), 24, 32)
+    polygons = PolygonMasks([TRIANGLES[:2], [TRIANGLES[2].astype(np.float32)]], 20, 31)
+    for matrix, size in zip(MATRICES, SIZE, strict=True):
+        height, width = size.int().tolist()
+        warped = warp_masks(bitmaps, matrix, size)
+        for old, new in zip(bitmaps.masks, warped.masks, strict=True):
+            expected = reference.warp_labels(old.astype(int), matrix.double().numpy(), height, width, fill=0)
+            assert (new == expected).all()
+        assert warped.masks.dtype == np.uint8
+        warped = warp_masks(polygons, matrix, size)
+        linear, centre = matrix[:, :2].double().numpy(), np.array([width, height]) / 2
+        for old, new in zip(polygons.masks, warped.masks, strict=True):
+            for points, found in zip(old, new, strict=True):
+                back = (found.reshape(-1, 2) - centre) @ linear.T + matrix[:, 2].double().numpy() + centre
+                np.testing.assert_allclose(back, points.reshape(-1, 2), atol=1e-4)
+                assert found.dtype == points.dtype
+    assert len(warp_masks(BitmapMasks([], 24, 32), MATRICES[0], SIZE[0])) == 0
+    assert len(warp_masks(PolygonMasks([], 24, 32), MATRICES[0], SIZE[0])) == 0
+
+
+def test_masks_of_samples_follow_their_boxes():
+    """As a polygon and as its bitmap, to a pixel at the edges; whose box is dropped goes too."""
+    polygons = PolygonMasks([[points] for points in TRIANGLES], 20, 31)
+    corners = np.stack(TRIANGLES).reshape(3, 3, 2)
+    boxes = torch.from_numpy(np.concatenate([corners.min(1), corners.max(1)], axis=1)).float()
+    boxes[1] = torch.tensor([-9.0, -9.0, -8.0, -8.0])  # which no map brings in
+    out = {}
+    for masks in (polygons, polygons.to_bitmap()):
+        instances = InstanceData(bboxes=boxes, labels=torch.arange(3), masks=masks)
+        sample = DetDataSample(gt_instances=instances)
+        (moved,) = warp_samples([sample], MATRICES[2:], SIZE[:1])
+        assert moved.gt_instances.labels.tolist() == [0, 2]
+        out[type(masks)] = moved.gt_instances.masks.to_ndarray()
+        assert sample.gt_instances.masks is masks
+        for box, mask in zip(moved.gt_instances.bboxes, out[type(masks)], strict=True):
+            rows, columns = mask.nonzero()
+            left, top, right, bottom = box.tolist()
+            assert left - 1 <= columns.min() <= columns.max() <= right
+            assert top - 1 <= rows.min() <= rows.max() <= bottom
+    one, other = out.values()
+    assert (one & other).sum() > 0.85 * (one | other).sum()
+
+
+def test_integer_boxes_are_warped_as_floats():
+    boxes = torch.tensor([[4, 4, 12, 12], [1, 2, 30, 19]])
+    out = warp_boxes(boxes, MATRICES[:1].expand(2, 2, 3), SIZE[:1].expand(2, 2))
+    torch.testing.assert_close(out, warp_boxes(boxes.float(), MATRICES[:1].expand(2, 2, 3), SIZE[:1].expand(2, 2)))
+    assert ((out[:, 2:] - out[:, :2]) > 5).all()
+
+
 def test_what_does_not_follow_is_refused():
     sample = SegDataSample(gt_depth_map=PixelData(data=torch.zeros(1, 20, 31)))
     with pytest.raises(ValueError, match=r'data_samples\.gt_depth_map: expected boxes or semantic label maps'):
         has_places([sample])
     sample = DetDataSample()
     sample.gt_instances = InstanceData(bboxes=torch.rand(2, 4), labels=torch.zeros(2), masks=torch.zeros(2, 4, 4))
-    with pytest.raises(ValueError, match=r'data_samples\.gt_instances\.masks: expected boxes alone'):
+    with pytest.raises(ValueError, match=r"gt_instances\.masks: expected mmdet's BitmapMasks or PolygonMasks"):
         has_places([sample])

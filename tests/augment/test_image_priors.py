@@ -52,6 +52,26 @@ def test_fitting_learns(tool, name):
     assert errors[1] < 0.35 * errors[0]
 
 
+@pytest.mark.parametrize('name', ['Color', 'Sharpness', 'Posterize'])
+def test_fitted_priors_react_to_their_strength(tool, name):
+    """Those of the authors' release hardly do: what is left of the operator's own reaction would be all of it."""
+    x, hi = pictures(), IMAGE_OPS[name].hi
+    torch.manual_seed(0)
+    prior = tool['fit'](name, x, epochs=60, batch=8, lr=1e-2, decay=1.0)
+    ends = [torch.full((16,), value) for value in ((-hi, hi) if IMAGE_OPS[name].signed else (0.0, hi))]
+
+    def reaction(function):
+        low, high = (tool['imitate'](name, function, x, v) for v in ends)
+        return (high - low).detach()
+
+    exact = reaction(IMAGE_OPS[name].function)
+    left = [
+        (reaction(function) - exact).square().sum() / exact.square().sum() for function in (prior, build_prior(name))
+    ]
+    assert left[0] < 0.6
+    assert left[1] == 1
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize('name', IMITATED)
 def test_on_a_gpu_as_on_the_cpu(name, monkeypatch):

@@ -1,13 +1,14 @@
 """TSTDistiller: the doubled batch of each task, what follows the warp, who learns, and stage II's objective."""
 
 import copy
+import math
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from mmdet.structures.bbox import HorizontalBoxes
-from mmdet.structures.mask import BitmapMasks
+from mmdet.structures.mask import PolygonMasks
 from mmengine.optim import OptimWrapper
 from torch.nn import functional as F
 
@@ -209,7 +210,10 @@ def test_boxes_follow_the_warp():
     left, top, right, bottom = data['data_samples'][0].gt_instances.bboxes.unbind(1)
     expected = torch.stack([left + shift, top, (right + shift).clamp(max=64), bottom], dim=1)
     close(samples[0].gt_instances.bboxes, expected, atol=1e-3, rtol=0)
-    close(images[:, :, :, 20:], data['inputs'][:, :, :, 5:49], atol=5, rtol=0)  # the same content, half a pixel off
+    whole = math.floor(shift)
+    left, right = (data['inputs'][..., 20 - k : 64 - k] for k in (whole + 1, whole))
+    blend = left * (shift - whole) + right * (1 - shift + whole)  # the same content, a fraction of a pixel off
+    close(images[..., 20:], blend, atol=0.02, rtol=0)
     both, doubled = model._doubled(data['inputs'], data['data_samples'])
     assert [len(both), len(doubled)] == [4, 4]
     assert [s is d for s, d in zip(data['data_samples'], doubled[:2], strict=True)] == [True, True]
@@ -222,7 +226,7 @@ def test_what_does_not_follow_a_warp_is_told_whatever_is_drawn(what):
     data = preprocess(force(model, 'Brightness'), batch)
     instances = data['data_samples'][1].gt_instances
     if what == 'masks':
-        instances.masks = BitmapMasks(np.zeros((2, 64, 64), np.uint8), 64, 64)
+        instances.masks = np.zeros((2, 64, 64), np.uint8)
     else:
         instances.bboxes = HorizontalBoxes(instances.bboxes)
     with pytest.raises(ValueError, match=r'^data_samples\.gt_instances\.(masks|bboxes): expected '):
@@ -278,6 +282,13 @@ def test_what_a_warp_brings_in_has_the_label_that_the_heads_leave_out():
 def test_two_labels_that_are_left_out_are_told(cfg, message):
     with pytest.raises(ValueError, match=message):
         build('seg', **cfg)
+
+
+@pytest.mark.parametrize('samples', [None, []])
+def test_pictures_without_annotations_are_told(samples):
+    model, batch = build('cls')
+    with pytest.raises(ValueError, match=r'^data_samples: expected one a picture, with its annotations, found none$'):
+        model.loss(preprocess(model, batch)['inputs'], samples)
 
 
 def test_a_part_of_the_batch():
@@ -380,6 +391,52 @@ def faster_rcnn():
     return cfg
 
 
+def mask_rcnn():
+    from mmengine.hub import get_config
+
+    cfg = faster_rcnn()
+    head = get_config('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py').model.roi_head
+    head.mask_head.update(num_convs=1, in_channels=16, conv_out_channels=8, num_classes=3)
+    head.mask_roi_extractor.update(out_channels=16)
+    cfg.roi_head.update(mask_head=head.mask_head, mask_roi_extractor=head.mask_roi_extractor)
+    cfg.train_cfg.rcnn.update(mask_size=28)
+    cfg.update(type='MaskRCNN')
+    return cfg
+
+
+@pytest.mark.parametrize('kind', ['bitmaps', 'polygons'])
+def test_instance_masks_follow_the_warp_and_search_too(kind):
+    cfg = mask_rcnn()
+    terms = dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='neck'))
+    model, batch = build('det', student=cfg, teacher=copy.deepcopy(cfg), terms=terms)
+    for sample in batch['data_samples']:
+        boxes = sample.gt_instances.bboxes.numpy()
+        polygons = [[box[[0, 1, 2, 1, 2, 3, 0, 3]]] for box in boxes]
+        masks = PolygonMasks(polygons, 64, 64)
+        sample.gt_instances.masks = masks if kind == 'polygons' else masks.to_bitmap()
+    losses = losses_of(force(model, 'Rotate', 'Color'), batch)
+    assert losses['loss_mask'] > 0
+    assert all(value.isfinite().all() for value in [losses['loss_mask'], losses['loss_bbox']])
+    force(model.eval(), 'TranslateX', 'Color')
+    data = preprocess(model, batch)
+    _, samples = model.augment(data['inputs'], data['data_samples'])
+    for sample in samples:
+        for box, mask in zip(sample.gt_instances.bboxes, sample.gt_instances.masks.to_ndarray(), strict=True):
+            rows, columns = mask.nonzero()
+            found = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+            assert (found - box).abs().max() < 1.5
+    model.rehearse_search(data['inputs'], data['data_samples'])
+    masks, calls = model.student.roi_head.mask_head.loss_mask, []
+    masks.register_forward_pre_hook(lambda _, args: calls.append(args))
+    masks.register_forward_hook(lambda _, args, out: calls.append(out))
+    chi = {name: value.clone().requires_grad_() for name, value in model.augmenter.tensors().items()}
+    model.search_losses(data['inputs'], data['data_samples'], chi)
+    (pred, target, label), found = calls
+    logits = pred[torch.arange(len(label)), label].flatten().tolist()
+    each = [reference.bce(x, t) for x, t in zip(logits, target.flatten().tolist(), strict=True)]
+    close(found.item(), sum(each) / len(each), rtol=1e-4, atol=0)
+
+
 def turned_round(path, pred, target, weight, avg_factor, reduction_override=None):
     """One call of a loss of Faster R-CNN's in plain Python: binary, softmax, or L1 of four sides."""
     pred, target, weight = (x.detach().tolist() for x in (pred, target, weight))
@@ -415,6 +472,49 @@ def test_two_stage_detectors_search_too():
     close(found['student'].item(), expected, rtol=1e-4, atol=0)
     gradient = torch.autograd.grad(sum(found.values()), list(chi.values()))
     assert all(g.isfinite().all() and g.any() for g in gradient)
+
+
+def deformable_detr():
+    use_scope('mmdet')
+    from mmdet.utils import register_all_modules
+    from mmengine.hub import get_config
+
+    register_all_modules(init_default_scope=False)
+    cfg = get_config('mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py').model
+    cfg.backbone.update(depth=18, base_channels=8, init_cfg=None)
+    cfg.neck.update(in_channels=[16, 32, 64], out_channels=32)
+    cfg.update(num_queries=10)
+    attention = dict(embed_dims=32, num_heads=4, dropout=0.5)
+    cfg.encoder.update(num_layers=1)
+    cfg.encoder.layer_cfg.update(self_attn_cfg=dict(embed_dims=32, batch_first=True))
+    cfg.decoder.update(num_layers=2)
+    cfg.decoder.layer_cfg.update(self_attn_cfg=dict(attention, batch_first=True))
+    cfg.decoder.layer_cfg.update(cross_attn_cfg=dict(embed_dims=32, batch_first=True))
+    for layers in (cfg.encoder, cfg.decoder):
+        layers.layer_cfg.ffn_cfg.update(embed_dims=32, feedforward_channels=32, ffn_drop=0.5)
+    cfg.positional_encoding.update(num_feats=16)
+    cfg.bbox_head.update(num_classes=3, embed_dims=32)
+    return cfg
+
+
+def test_detectors_whose_losses_ask_for_training_mode_search_too():
+    """Deformable DETR gives its head other things for prediction. Norms and dropout stay as they are in eval mode."""
+    cfg = deformable_detr()
+    terms = dict(loss_hint=dict(type='mmsokd.FitNetLoss', tap='neck'))
+    model, batch = build('det', student=cfg, teacher=copy.deepcopy(cfg), terms=terms)
+    for network in (model.student, model.teacher):
+        network.init_weights()
+    force(model.eval(), 'Brightness', 'Rotate', uniform=0.55)
+    data = preprocess(model, batch)
+    model.rehearse_search(data['inputs'], data['data_samples'])
+    chi = {name: value.clone().requires_grad_() for name, value in model.augmenter.tensors().items()}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = [model.search_losses(data['inputs'], data['data_samples'], chi) for _ in range(2)]
+    assert all(torch.equal(found[0][name], found[1][name]) for name in ('teacher', 'student'))  # without dropout
+    gradient = torch.autograd.grad(sum(found[0].values()), list(chi.values()))
+    assert all(g.isfinite().all() and g.any() for g in gradient)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not any(module.training for network in (model.student, model.teacher) for module in network.modules())
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,14 @@ import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from mmengine.structures import PixelData
 from mmpretrain.structures import DataSample
+from mmseg.structures import SegDataSample
 from torch.utils.data import DataLoader
 
 from mmsokd.augment.image_augmenter import ImageDraw
 from mmsokd.hooks import TSTHook
-from tests.builders import classifier, distiller, retinanet
+from tests.builders import classifier, distiller, retinanet, segmentor
 from tests.hooks.test_training import config, make_pictures, train
 
 TST = dict(
@@ -146,9 +148,9 @@ def test_the_training_draws_as_without_bursts(data, tmp_path):
     run(data, tmp_path / 'with', 3, hooks=[with_bursts], epochs=[1, 2], passes=2)
     run(data, tmp_path / 'without', 3, hooks=[without], epochs=[])
     assert with_bursts.training == without.training
-    assert [len(without.training), len(without.bursts), len(with_bursts.bursts)] == [6, 0, 8]
+    assert [len(without.training), len(without.bursts), len(with_bursts.bursts)] == [6, 0, 9]  # one is the rehearsal's
     every = [uniforms for _, uniforms, _, _ in with_bursts.training + with_bursts.bursts]
-    assert len({tuple(uniforms) for uniforms in every}) == 14
+    assert len({tuple(uniforms) for uniforms in every}) == 15
 
 
 def test_a_killed_run_resumes_exactly(data, tmp_path):
@@ -217,6 +219,22 @@ def test_what_cannot_be_is_told_before_the_training(data, tmp_path):
         train(config(data, tmp_path, model=strange, hooks=[dict(type='mmsokd.TSTHook', epochs=[0])]))
 
 
+def test_losses_of_a_heads_own_are_told_before_the_training(data, tmp_path):
+    """FreeAnchor never calls its loss_cls."""
+    student = retinanet(16)
+    student['bbox_head'].update(type='FreeAnchorRetinaHead', loss_bbox=dict(type='SmoothL1Loss', loss_weight=0.75))
+    strange = dict(TST, student=student)
+    message = (
+        r"^student: expected losses that are sums of its loss modules', to be turned round, found "
+        r"\['positive_bag_loss', 'negative_bag_loss'\], which a head computes otherwise; "
+    )
+    with pytest.raises(ValueError, match=message):
+        train(config(data, tmp_path / 'bursts', model=strange, hooks=[dict(type='mmsokd.TSTHook', epochs=[1])]))
+    assert not list((tmp_path / 'bursts').glob('*.pth'))
+    runner = train(config(data, tmp_path / 'none', model=strange, hooks=[dict(type='mmsokd.TSTHook', epochs=[])]))
+    assert runner.iter == 4  # the control needs no turned-round losses
+
+
 # ---- a small problem: the colour of a bar is its class ---------------------------------------------------------------
 
 
@@ -253,11 +271,31 @@ def coloured_bars(n=192):
     ]
 
 
-def small_problem():
+def segmented_bars(n):
+    """The same, of which each pixel of a bar has the class of its colour."""
+    items = []
+    for item in coloured_bars(n):
+        bars = item['inputs'].amax(0, keepdim=True) >= 60
+        labels = torch.where(bars, int(item['data_samples'].gt_label), 255)
+        items.append(dict(item, data_samples=SegDataSample(gt_sem_seg=PixelData(data=labels))))
+    return items
+
+
+def pixelwise_net(width):
+    head = dict(type='FCNHead', in_channels=2 * width, in_index=0, channels=2 * width, num_convs=0, dropout_ratio=0)
+    head = dict(head, num_classes=3, concat_input=False, loss_decode=dict(type='CrossEntropyLoss', loss_weight=1.0))
+    preprocessor = dict(type='SegDataPreProcessor', mean=[127.5] * 3, std=[127.5] * 3, bgr_to_rgb=True, size=(16, 16))
+    return segmentor(data_preprocessor=preprocessor, backbone=dict(type=Net, width=width), decode_head=head)
+
+
+def small_problem(task='cls', n=192, batch_size=32):
     """A TSTDistiller, its pictures, and a runner for the hook."""
-    term = dict(loss_kd=dict(type='mmsokd.KDLoss', tap='head.fc'))
-    model = distiller('TSTDistiller', student=net(6), teacher=net(12), terms=term, probe_size=32)
-    pictures = coloured_bars()
+    make, pictures, term = dict(
+        cls=(net, coloured_bars, dict(type='mmsokd.KDLoss', tap='head.fc')),
+        seg=(pixelwise_net, segmented_bars, dict(type='mmsokd.KDLoss', tap='decode_head.conv_seg')),
+    )[task]
+    model = distiller('TSTDistiller', student=make(6), teacher=make(12), terms=dict(loss_kd=term), probe_size=32)
+    pictures = pictures(n)
     runner = SimpleNamespace(
         model=model,
         iter=0,
@@ -266,7 +304,7 @@ def small_problem():
         seed=0,
         log_dir=tempfile.mkdtemp(),
         logger=logging.getLogger('tst'),
-        train_dataloader=DataLoader(pictures, batch_size=32, collate_fn=pseudo_collate),
+        train_dataloader=DataLoader(pictures, batch_size=batch_size, collate_fn=pseudo_collate),
         optim_wrapper=SimpleNamespace(optim_context=lambda _: nullcontext()),
     )
     return model, pictures, runner
@@ -293,7 +331,8 @@ def fit(model, network, pictures, steps, known=()):
             signs, centre = torch.randint(2, (32, 2)) * 2.0 - 1, torch.rand(32, 2)
             draw = ImageDraw(ops, torch.full((2,), 0.999), signs, centre)
             model.augmenter.sample = lambda _, draw=draw: draw
-            inputs, samples = torch.cat([inputs, model.augment(inputs, samples)[0]]), samples * 2
+            changed, more = model.augment(inputs, samples)
+            inputs, samples = torch.cat([inputs, changed]), [*samples, *more]
         loss, _ = model.parse_losses(network(inputs, samples, mode='loss'))
         optimizer.zero_grad()
         loss.backward()
@@ -311,27 +350,40 @@ def task_losses_of(model, pictures):
     for _ in range(48):
         images, samples = model.augment(data['inputs'], data['data_samples'])
         both = (model.teacher, model.student)
-        losses.append([float(m(images, samples, mode='loss')['loss']) for m in both])
+        losses.append([float(model.parse_losses(m(images, samples, mode='loss'))[0]) for m in both])
     return np.mean(losses, axis=0)
 
 
-@pytest.mark.slow
-def test_at_temperature_one_half_a_burst_finds_what_the_teacher_knows_and_the_student_does_not():
-    """The teacher has seen inverted and rotated pictures, the student neither.
+def found_by_a_burst(seed, task='cls', temperature=None):
+    """The task losses of the teacher, who has seen inverted and rotated pictures, and of the student, who has not.
 
-    With softer gates than the paper's: at a temperature of 0.05, where most have no gradient, 192 pictures are too few,
-    and a burst often goes the other way.
+    As they are before and after a burst of ten passes over 960 pictures, at the rate that the hook has.
     """
-    model, pictures, runner = small_problem()
-    model.augmenter.temperature = 0.5
+    torch.manual_seed(seed)
+    model, pictures, runner = small_problem(task, 960, batch_size=16)
+    model.augmenter.temperature = temperature or model.augmenter.temperature
     fit(model, model.student, pictures, 60)
     fit(model, model.teacher, pictures, 100, known=['Invert', 'Rotate'])
     model.teacher.requires_grad_(False)
-    teacher, student = task_losses_of(model, pictures)
-    burst(runner, passes=20, lr=0.1)
-    teacher_after, student_after = task_losses_of(model, pictures)
-    assert teacher_after < 0.95 * teacher
-    assert student_after > 1.05 * student
+    before = task_losses_of(model, pictures)
+    burst(runner, passes=10)
+    return before, task_losses_of(model, pictures)
+
+
+@pytest.mark.slow
+def test_a_burst_finds_what_the_teacher_knows_and_the_student_does_not():
+    """At the temperature and rate that are shipped, the paper's, in most seeds."""
+    found = [found_by_a_burst(seed) for seed in range(3)]
+    right = [now[0] < was[0] and now[1] > was[1] for was, now in found]
+    assert sum(right) >= 2, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('task', 'seed', 'temperature'), [('cls', 0, 0.5), ('seg', 1, 0.05)])
+def test_a_burst_with_softer_gates_and_of_label_maps(task, seed, temperature):
+    before, after = found_by_a_burst(seed, task, temperature)
+    assert after[0] < before[0]
+    assert after[1] > 1.05 * before[1]
 
 
 def test_the_rate_falls_when_the_loss_no_longer_does():
@@ -367,20 +419,79 @@ def test_momentum_starts_anew_and_a_pass_sees_each_picture_once():
         moved.append(torch.cat([*model.augmenter.tensors().values()]))
     assert torch.equal(*moved)
     whole = sorted(float(item['inputs'].float().sum()) for item in pictures)
-    passes = torch.cat(seen).view(4, -1)
+    passes = torch.cat([row for row in seen if len(row) == 32]).view(4, -1)  # without the rehearsals'
     assert all(sorted(row.tolist()) == whole for row in passes)
     assert not torch.equal(passes[0], passes[1])
     assert torch.equal(passes[0], passes[2])
 
 
-def test_a_scaled_gradient_is_scaled_back_and_an_overflow_is_left_out():
-    found = []
-    for scale in (1.0, 2.0**16, 1e38):
-        torch.manual_seed(0)
-        model, _, runner = small_problem()
-        runner.optim_wrapper.loss_scaler = SimpleNamespace(get_scale=lambda scale=scale: scale)  # AmpOptimWrapper's
+@pytest.mark.parametrize('who', ['student', 'teacher'])
+def test_what_fails_in_eval_mode_is_told_before_the_training(who):
+    model, _, runner = small_problem()
+    before = [value.clone() for value in (torch.get_rng_state(), model.augmenter.get_extra_state())]
+
+    def fail(module, args):
+        if not module.training:
+            raise KeyError('dn_meta')
+
+    hook = TSTHook(iters=[1])
+    hook.before_train(runner)
+    assert all(map(torch.equal, before, (torch.get_rng_state(), model.augmenter.get_extra_state())))
+    getattr(model, who).backbone.register_forward_pre_hook(fail)
+    with pytest.raises(ValueError, match=rf"^{who}: expected losses that can be computed in .* KeyError: 'dn_meta'$"):
+        hook.before_train(runner)
+    TSTHook(iters=[]).before_train(runner)
+
+
+@pytest.mark.parametrize('num_ops', [1, 2, 3, 14])
+def test_a_burst_with_any_number_of_operators(num_ops):
+    model, _, runner = small_problem()
+    model.augmenter.num_ops = num_ops
+    drawn, sample = [], model.augmenter.sample
+    model.augmenter.sample = lambda n: (drawn.append(sample(n)), drawn[-1])[1]
+    model.augmenter.temperature = 0.5
+    burst(runner, passes=3, lr=0.1)
+    names = {name for draw in drawn[1:] for name in draw.ops}  # the first is the rehearsal's
+    moved = [name for name, x in zip(model.augmenter.ops, model.augmenter.probability, strict=True) if x != 0]
+    assert set(moved) == names
+    if num_ops == 1:
+        assert names & {'Equalize', 'Invert', 'Cutout'}  # which have no magnitude
+
+
+def scaled(scale):
+    """The augmenter's scalars after a burst of three batches whose gradients are scaled so."""
+    torch.manual_seed(0)
+    model, _, runner = small_problem()
+    runner.optim_wrapper.loss_scaler = SimpleNamespace(get_scale=lambda: scale)  # AmpOptimWrapper's
+    burst(runner, lr=0.5, max_batches=3)
+    return torch.cat([*model.augmenter.tensors().values()])
+
+
+@pytest.mark.parametrize('scale', [2.0**16, 2.0**130])
+def test_a_scaled_gradient_is_scaled_back_and_an_overflowing_one_scaled_less(scale):
+    """2^130 is more than fp32 has, and infinite in every gradient."""
+    plain = scaled(1.0)
+    assert plain.any()
+    torch.testing.assert_close(scaled(scale), plain, rtol=1e-4, atol=1e-7)
+
+
+def test_what_is_not_finite_moves_nothing_and_is_told(caplog):
+    model, _, runner = small_problem()
+    runner.optim_wrapper.loss_scaler = SimpleNamespace(get_scale=lambda: 2.0**16)
+    calls, search = [], model.search_losses
+
+    def losses(*args):
+        calls.append(search(*args))
+        return calls[-1] | (dict(student=calls[-1]['student'] * float('inf')) if len(calls) != 2 else {})
+
+    model.search_losses = losses
+    with caplog.at_level(logging.WARNING, 'tst'):
         burst(runner, lr=0.5, max_batches=3)
-        found.append(torch.cat([*model.augmenter.tensors().values()]))
-    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-7)
-    assert found[0].any()
-    assert found[2].isfinite().all()
+    assert '2 of 3 batches moved nothing' in caplog.text
+    found = torch.cat([*model.augmenter.tensors().values()])
+    assert found.isfinite().all()
+    assert found.any()
+    with caplog.at_level(logging.INFO, 'tst'):
+        calls.clear()
+        burst(runner, lr=0.5, max_batches=2)
+    assert f'student {float(calls[1]["student"]):.4f}' in caplog.text  # the mean of what counted

@@ -9,7 +9,7 @@ from mmpretrain.models import losses as cls
 from mmseg.models import losses as seg
 from torch import nn
 
-from mmsokd.losses.flipped import TWINS, flipped, flipped_cross_entropy, task_losses
+from mmsokd.losses.flipped import TWINS, flipped, flipped_cross_entropy, left_as_they_are, task_losses
 from tests.builders import classifier, gfl, retinanet, segmentor, use_scope
 from tests.reference import flipped as reference
 
@@ -116,31 +116,88 @@ def test_label_smoothing_of_single_classes():
 
 @pytest.mark.parametrize('activated', [False, True])
 def test_focal_losses_of_logits_and_of_probabilities(activated):
-    """TOOD's losses are given p, and not its logit."""
+    """TOOD's losses are given p, and not its logit. Where there is no object of a class, nothing is turned round."""
     logits, labels = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 3, 2, 1, 3])  # 3 is background
     pred = logits.sigmoid() if activated else logits
     rows = list(zip(logits.tolist(), labels.tolist(), [0.2, 0.0, 0.9, 0.6, 0.0], strict=True))
-    each = [reference.focal(x, k == label, 0.25, 2.0) for row, label, _ in rows for k, x in enumerate(row)]
+    each = [reference.focal(row[label], True, 0.25, 2.0) for row, label, _ in rows if label < 3]
     focal = det.FocalLoss(use_sigmoid=True, activated=activated)
-    close(turned(focal, pred, labels, avg_factor=2).item(), sum(each) / 2, rtol=1e-5, atol=0)
-    pairs = [(x, quality * (k == label)) for row, label, quality in rows for k, x in enumerate(row)]
+    close(turned(focal, pred, labels, avg_factor=2).item(), sum(each) / 2, rtol=1e-5, atol=1e-8)
+    pairs = [(row[label], quality) for row, label, quality in rows if label < 3]
     each = [reference.quality_focal(x, target, 2.0) for x, target in pairs]
     quality = det.QualityFocalLoss(use_sigmoid=True, activated=activated)
     scores = torch.tensor([score for _, _, score in rows], dtype=torch.float64)
-    close(turned(quality, pred, (labels, scores), avg_factor=2).item(), sum(each) / 2, rtol=1e-5, atol=0)
-    targets = torch.tensor([target for _, target in pairs], dtype=torch.float64).view(5, 3)
-    close(turned(quality, pred, targets, avg_factor=2).item(), sum(each) / 2, rtol=1e-5, atol=0)
+    close(turned(quality, pred, (labels, scores), avg_factor=2).item(), sum(each) / 2, rtol=1e-5, atol=1e-8)
+    targets = torch.tensor([[q * (k == label) for k in range(3)] for _, label, q in rows], dtype=torch.float64)
+    close(turned(quality, pred, targets, avg_factor=2).item(), sum(each) / 2, rtol=1e-5, atol=1e-8)
 
 
-def test_focal_loss_takes_one_minus_p():
-    logits, labels = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 3, 2, 1, 3])  # 3 is background
-    expected = sum(
-        reference.focal(x, k == label, 0.25, 2.0)
-        for row, label in zip(logits.tolist(), labels.tolist(), strict=True)
-        for k, x in enumerate(row)
-    )
-    found = turned(det.FocalLoss(use_sigmoid=True, loss_weight=1.5), logits, labels, avg_factor=2)
-    close(found.item(), 1.5 * expected / 2, rtol=1e-5, atol=0)
+def test_a_mean_of_focal_losses_is_turned_round_as_a_whole():
+    logits, targets = torch.randn(2, 3, 4, 5, dtype=torch.float64), torch.rand(2, 3, 4, 5).lt(0.4).double()
+    pairs = list(zip(logits.flatten().tolist(), targets.flatten().tolist(), strict=True))
+    each = [reference.focal(x, there, 0.5, 2.0) for x, there in pairs]
+    found = turned(seg.FocalLoss(loss_weight=1.5), logits, targets)
+    close(found.item(), 1.5 * sum(each) / 120, rtol=1e-5, atol=1e-8)
+    logits, targets = (x.permute(0, 2, 3, 1).reshape(40, 3) for x in (logits, targets))
+    each = [reference.focal(x, there, 0.25, 2.0) for x, there in pairs]
+    close(turned(cls.FocalLoss(), logits, targets).item(), sum(each) / 120, rtol=1e-5, atol=1e-8)
+    each = [reference.focal(x, True, 0.25, 2.0) for x, there in pairs if there]
+    close(turned(cls.FocalLoss(), logits, targets, avg_factor=40).item(), sum(each) / 40, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize('size', [5.0, 50.0, 500.0, 5000.0])
+@pytest.mark.parametrize('label', [0, 1])
+def test_no_element_is_beyond_that_of_softmax(size, label):
+    """A student that is as sure as can be, of the object or of the background: 18.4 an element, and no NaN."""
+    labels, shares = torch.tensor([label]), torch.tensor([[1.0 - label]])
+    losses = [
+        (det.CrossEntropyLoss(use_sigmoid=True), (labels,), 1.0),
+        (det.CrossEntropyLoss(use_sigmoid=True, reduction='sum'), (shares,), 1.0),
+        (det.FocalLoss(use_sigmoid=True), (labels,), 0.75),
+        (det.QualityFocalLoss(use_sigmoid=True), ((labels, torch.tensor([0.9])),), 1.0),
+        (det.QualityFocalLoss(use_sigmoid=True), (0.9 * shares,), 1.0),
+        (det.QualityFocalLoss(use_sigmoid=True, activated=True), (0.9 * shares,), 1.0),
+        (cls.CrossEntropyLoss(use_sigmoid=True), (shares,), 1.0),
+    ]
+    for loss, targets, most in losses:
+        for sign in (1, -1):
+            logits = torch.tensor([[sign * size]], requires_grad=True)
+            pred = logits.sigmoid() if getattr(loss, 'activated', False) else logits
+            found = turned(loss, pred, *targets)
+            assert 0 <= found <= most * 18.43, type(loss)
+            (gradient,) = torch.autograd.grad(found.sum(), logits)
+            assert gradient.isfinite().all(), type(loss)
+            if label == 0 and sign > 0 and size == 5:
+                assert gradient > 0.1, type(loss)  # downhill the student is less sure
+
+
+def test_background_anchors_do_not_rule_a_detectors_search():
+    """A hundred thousand of them, at the prior of 0.01: their share of the turned-round loss is nothing."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(100_000, 3, generator=generator) - 4.6
+    labels = torch.full((100_000,), 3)
+    labels[:20] = 1
+    logits.requires_grad_()
+    for loss, target in [
+        (det.FocalLoss(use_sigmoid=True), labels),
+        (det.QualityFocalLoss(use_sigmoid=True), (labels, (labels < 3) * 0.8)),
+    ]:
+        found = turned(loss, logits, target, avg_factor=20)
+        assert found < 18.43
+        (gradient,) = torch.autograd.grad(found, logits)
+        assert gradient[:20, 1].all()
+        assert gradient[20:].abs().sum() + gradient[:20, [0, 2]].abs().sum() == 0
+    objectness = det.CrossEntropyLoss(use_sigmoid=True, reduction='sum')  # YOLOX's, which its head divides
+    found = turned(objectness, logits[:, :1], (labels < 3).float()[:, None]) / 20
+    close(found, -torch.log(1 - logits[:20, 0].sigmoid()).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_plain_losses_are_what_they_were():
+    logits, labels = torch.randn(5, 3) * 60, torch.tensor([0, 3, 2, 1, 3])
+    for loss in (det.FocalLoss(use_sigmoid=True), det.CrossEntropyLoss(use_sigmoid=True)):
+        before = loss(logits, labels, avg_factor=2)
+        turned(loss, logits, labels, avg_factor=2)
+        assert torch.equal(loss(logits, labels, avg_factor=2), before)
 
 
 def test_l1_and_giou_are_bounded():
@@ -186,6 +243,25 @@ def test_what_cannot_be_turned_round_is_named():
         task_losses(model)
     with pytest.raises(ValueError, match='expected a student with loss modules'):
         task_losses(nn.Conv2d(1, 1, 1))
-    with pytest.raises(ValueError, match='found CrossEntropyLoss'):
-        task_losses(nn.ModuleList([det.CrossEntropyLoss(use_mask=True)]))
     assert set(TWINS) <= {name for room in (det, seg, cls) for name in vars(room)}
+
+
+def test_a_loss_that_a_head_computes_by_itself_is_found():
+    loss, x = det.L1Loss(), torch.tensor([[0.25, 0.5]])
+    model = nn.ModuleList([loss])
+
+    part = lambda: loss(x, torch.zeros_like(x))  # noqa: E731
+    for own, wrong in [
+        (lambda: part() * 3 + 0, False),
+        (lambda: x.sum() * 0, False),
+        (lambda: x.sum(), True),
+        (lambda: part() + 0.2, True),
+        (lambda: torch.exp(-part()), True),
+    ]:
+
+        def losses(own=own):
+            return dict(loss=part() + own(), acc=x.mean(), loss_bbox=part(), loss_own=own())
+
+        assert left_as_they_are(model, losses) == (['loss_own'] if wrong else [])
+    assert left_as_they_are(model, lambda: dict(loss=x.sum())) == ['loss']
+    assert left_as_they_are(model, lambda: dict(loss=torch.rand(()) * part())) == []  # the same draw both times
