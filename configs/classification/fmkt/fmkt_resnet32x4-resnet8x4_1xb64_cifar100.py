@@ -11,7 +11,7 @@ model = dict(
             steps=8,
             metric='dist',
             tau=1.0,
-            loss_weight=1.0,
+            loss_weight=0.1,
         )
     )
 )
