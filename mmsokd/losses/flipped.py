@@ -110,8 +110,8 @@ def _focal(
     **kwargs: Any,
 ) -> Tensor:
     """A function of ``p = sigmoid(x)``: ``p -> 1 - p``, which is ``x -> -x``."""
-    is_p = getattr(module, 'activated', False)  # fp32 has no p nearer to 1 than that
-    turned = (1 - pred).clamp(_EPS, 1 - 1e-7) if is_p else flipped_logit(pred)
+    is_p = getattr(module, 'activated', False)
+    turned = (1 - pred).clamp(_EPS, 1 - 1e-7) if is_p else flipped_logit(pred)  # no fp32 is nearer to 1
     if avg_factor is not None or (reduction_override or module.reduction) != 'mean':  # no mean over all elements
         turned = _of_objects(turned, target, 0.0 if is_p else -_FAR)
     return forward(turned, target, weight, avg_factor, reduction_override, **kwargs)
