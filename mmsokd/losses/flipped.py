@@ -6,10 +6,10 @@ binary cross-entropy the targets are swapped, in focal loss ``p`` becomes ``1 - 
 Ours is that every element has an end. Binary and focal ones have softmax's, ``-log 1e-8 = 18.4``: their logits are
 bounded at both ends. The negated ones are ``c - min(loss, c)``, which for GIoU is ``1 + giou``.
 
-Ours is also that of a dense detector's classes only the objects are turned round: in a focal loss that is no mean over
-its elements, and in a binary one that is summed. A head divides those by the number of its positive anchors, which is
-fair to the plain loss: of a hundred thousand background anchors each is next to nothing. Turned round each is at its
-largest, and they alone would decide what a burst does: pictures whose background the student is less sure of.
+Ours is also that of binary and focal losses which are no mean over their elements, but have a divisor of the head's,
+only the objects are turned round. A dense detector's divisor is the number of its positive anchors, which is fair to
+the plain loss: of a hundred thousand background anchors each is next to nothing. Turned round each is at its largest,
+and they alone would decide what a burst does: pictures whose background the student is less sure of.
 
 A detector's heads call their loss modules with targets that they alone can make. So the modules stay where they are,
 and for a while compute something else: no head and no distiller need know of it.
@@ -78,8 +78,9 @@ def _cross_entropy(
 ) -> Tensor:
     if getattr(module, 'use_mask', False):  # a binary mask of each box, in the channel of its class, which is `weight`
         return forward(flipped_logit(pred), label, weight, avg_factor, reduction_override, **kwargs)
-    own = getattr(module, 'ce', module)  # LabelSmoothLoss's
+    own = getattr(module, 'ce', module)  # LabelSmoothLoss's, which has no class without a share
     reduction = reduction_override or module.reduction
+    of_objects = own is module and not _is_mean(reduction, avg_factor)
     given = {} if ignore_index is None else dict(ignore_index=ignore_index)
     if ignore_index is None:
         ignore_index = getattr(module, 'ignore_index', None)
@@ -92,7 +93,7 @@ def _cross_entropy(
     if own.use_sigmoid:
         given.update(weight=weight, avg_factor=avg_factor, reduction_override=reduction_override, **kwargs)
         logits = flipped_logit(pred)
-        return forward(_of_objects(logits, label) if reduction == 'sum' else logits, label, **given)
+        return forward(_of_objects(logits, label) if of_objects else logits, label, **given)
     loss = flipped_cross_entropy(pred, label, ignore_index)
     if own.class_weight is not None and not label.is_floating_point():
         loss = loss * pred.new_tensor(own.class_weight)[label.clamp(0, pred.shape[1] - 1)]
@@ -110,11 +111,16 @@ def _focal(
     **kwargs: Any,
 ) -> Tensor:
     """A function of ``p = sigmoid(x)``: ``p -> 1 - p``, which is ``x -> -x``."""
-    is_p = getattr(module, 'activated', False)  # fp32 has no p nearer to 1 than that
-    turned = (1 - pred).clamp(_EPS, 1 - 1e-7) if is_p else flipped_logit(pred)
-    if avg_factor is not None or (reduction_override or module.reduction) != 'mean':  # no mean over all elements
+    is_p = getattr(module, 'activated', False)
+    turned = (1 - pred).clamp(_EPS, 1 - 1e-7) if is_p else flipped_logit(pred)  # no fp32 is nearer to 1
+    if not _is_mean(reduction_override or module.reduction, avg_factor):
         turned = _of_objects(turned, target, 0.0 if is_p else -_FAR)
     return forward(turned, target, weight, avg_factor, reduction_override, **kwargs)
+
+
+def _is_mean(reduction: str, avg_factor: Any) -> bool:
+    """Over all elements, and not divided by a number of the head's, now or later."""
+    return reduction == 'mean' and avg_factor is None
 
 
 def _of_objects(pred: Tensor, target: Tensor | tuple[Tensor, Tensor], nothing: float = -_FAR) -> Tensor:

@@ -391,6 +391,21 @@ def faster_rcnn():
     return cfg
 
 
+@pytest.mark.parametrize('loss', ['CrossEntropyLoss', 'FocalLoss'])
+def test_the_background_of_a_dense_detector_does_not_decide(loss):
+    """A student that is as sure of it as after training: in the paper's sum a thousand times the teacher's part."""
+    nets = [retinanet(channels) for channels in (16, 24)]
+    for net in nets:
+        net['bbox_head'].update(loss_cls=dict(type=loss, use_sigmoid=True))
+    model, batch = build('det', student=nets[0], teacher=nets[1])
+    for network in (model.student, model.teacher):
+        network.bbox_head.retina_cls.weight.data.zero_()
+        network.bbox_head.retina_cls.bias.data.fill_(-6.0)
+    data = preprocess(force(model.eval(), 'Brightness'), batch)
+    found = model.search_losses(data['inputs'], data['data_samples'], model.augmenter.tensors())
+    assert 0 < found['student'] < found['teacher']
+
+
 def mask_rcnn():
     from mmengine.hub import get_config
 
@@ -441,7 +456,7 @@ def turned_round(path, pred, target, weight, avg_factor, reduction_override=None
     """One call of a loss of Faster R-CNN's in plain Python: binary, softmax, or L1 of four sides."""
     pred, target, weight = (x.detach().tolist() for x in (pred, target, weight))
     if path == 'rpn_head.loss_cls':  # whose class 0 is an object, and 1 none
-        each = [w * reference.bce(row[0], float(t == 0)) for row, t, w in zip(pred, target, weight, strict=True)]
+        each = [w * reference.bce(row[0], 1.0) for row, t, w in zip(pred, target, weight, strict=True) if t == 0]
     elif path.endswith('loss_cls'):
         each = [w * reference.softmax_ce(row, t) for row, t, w in zip(pred, target, weight, strict=True)]
     else:

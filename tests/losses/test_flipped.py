@@ -92,10 +92,12 @@ def test_a_sure_student_cannot_rule_the_sum():
 def test_binary_cross_entropy_swaps_its_targets():
     logits, labels = torch.randn(6, 1, dtype=torch.float64), torch.tensor([0, 1, 1, 0, 1, 0])  # a region proposal's
     weight = torch.tensor([1.0, 1, 0, 1, 1, 0])
-    rows = zip(logits[:, 0].tolist(), labels.tolist(), weight.tolist(), strict=True)
-    expected = sum(w * reference.bce(x, float(k == 0)) for x, k, w in rows) / 4
+    rows = list(zip(logits[:, 0].tolist(), labels.tolist(), weight.tolist(), strict=True))
+    expected = sum(w * reference.bce(x, 1.0) for x, k, w in rows if k == 0) / 4  # 1 is background
     found = turned(det.CrossEntropyLoss(use_sigmoid=True), logits, labels, weight.clone(), avg_factor=4)
-    close(found.item(), expected, rtol=1e-5, atol=0)
+    close(found.item(), expected, rtol=1e-5, atol=1e-8)
+    expected = sum(reference.bce(x, float(k == 0)) for x, k, _ in rows) / 6
+    close(turned(det.CrossEntropyLoss(use_sigmoid=True), logits, labels).item(), expected, rtol=1e-5, atol=0)
     targets = torch.rand(6, dtype=torch.float64)  # a centerness
     rows = zip(logits[:, 0].tolist(), targets.tolist(), strict=True)
     found = turned(det.CrossEntropyLoss(use_sigmoid=True), logits[:, 0], targets, avg_factor=6)
@@ -180,6 +182,7 @@ def test_background_anchors_do_not_rule_a_detectors_search():
     logits.requires_grad_()
     for loss, target in [
         (det.FocalLoss(use_sigmoid=True), labels),
+        (det.CrossEntropyLoss(use_sigmoid=True), labels),
         (det.QualityFocalLoss(use_sigmoid=True), (labels, (labels < 3) * 0.8)),
     ]:
         found = turned(loss, logits, target, avg_factor=20)
