@@ -120,7 +120,8 @@ class PolicySearchHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Find how long to search."""
-        if self.mode == 'unrolled' and has_checkpointing(runner):
+        checkpointed = has_checkpointing(runner)  # says so beside a model that is no distiller, in every mode
+        if self.mode == 'unrolled' and checkpointed:
             raise ValueError(
                 "PolicySearchHook.mode: expected 'fused' beside activation checkpointing (with_cp, "
                 "activation_checkpointing), which torch.autograd.grad does not pass, found 'unrolled'"

@@ -37,7 +37,11 @@ def build(network, **term):
         (segmentor, dict(type='mmsokd.FGDLoss', tap='backbone.layer3'), NO_BOXES.format('sem_seg')),
         (classifier, dict(type='mmsokd.FGDLoss', tap='backbone.layer3'), NO_BOXES.format('label')),
         (retinanet, dict(type='mmsokd.DKDLoss', tap='bbox_head.retina_cls'), NO_MAP),
-        (retinanet, dict(type='mmsokd.DRKDLoss', tap='bbox_head.retina_cls'), NO_MAP),
+        (
+            retinanet,
+            dict(type='mmsokd.DRKDLoss', tap='bbox_head.retina_cls'),
+            "num_classes: expected the detector's number",
+        ),
     ],
 )
 def test_another_tasks_loss_is_told(network, term, message):
