@@ -269,6 +269,21 @@ class Machine:
         return line
 
 
+def test_the_setup_asks_for_all_that_mmsokd_needs(tmp_path):
+    """In a venv that is there already, as after a new requirement."""
+    machine = Machine(tmp_path)
+    venv, log = machine.repo / '.venv/bin', tmp_path / 'log'
+    venv.mkdir(parents=True)
+    answers = f'case "$*" in *version_info*) echo 3.11 ;; *purelib*) echo {tmp_path} ;; *) echo "$*" >>{log} ;; esac'
+    machine.command('python', answers)
+    shutil.copy(machine.bin / 'python', venv)
+    run = machine.setup()
+    assert run.returncode == 0, run.stderr
+    asked = {word for line in log.read_text().splitlines() if 'missing.py' in line for word in line.split()}
+    here = {f'requirements/{name}.txt' for name in ('stack-openmmlab', 'runtime', 'tests', 'lint', 'docs')}
+    assert here <= asked
+
+
 @pytest.fixture
 def machine(tmp_path):
     return Machine(tmp_path)

@@ -11,13 +11,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import numpy as np
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmsokd.taps import Tap
+
+try:
+    import lmdb
+except ImportError:  # who put the environment together by hand may do without it, and without a cache
+    lmdb = None
 
 DTYPES = ('float16', 'bfloat16', 'float32')
 _FORMAT = 1
@@ -78,6 +82,7 @@ class TeacherCache:
         hint: for the message that there are more.
 
     Raises:
+        ImportError: there is no lmdb.
         ValueError: the folder has the outputs of something else, or is damaged.
         OSError: the folder cannot be made.
     """
@@ -85,6 +90,10 @@ class TeacherCache:
     def __init__(
         self, key: str, folder: Path, about: dict[str, Any], taps: Sequence[Tap], dtype: str, capacity: int, hint: str
     ) -> None:
+        if lmdb is None:
+            raise ImportError(
+                f'{key}: expected the package lmdb, in which its outputs are kept, found none; pip install lmdb'
+            )
         self.key = key
         self.folder = folder
         self.capacity = capacity
@@ -305,7 +314,7 @@ class TeacherCache:
         except lmdb.Error as error:
             self._stop_writing(error)
 
-    def _stop_writing(self, error: lmdb.Error) -> None:
+    def _stop_writing(self, error: Exception) -> None:
         """A full disk is no reason to end a training."""
         self._writes = False
         print_log(

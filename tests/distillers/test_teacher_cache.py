@@ -2,6 +2,8 @@
 
 import multiprocessing
 import shutil
+import subprocess
+import sys
 import time
 from contextlib import contextmanager, suppress
 
@@ -366,6 +368,16 @@ def test_what_runs_the_teacher_otherwise_is_refused(tmp_path, kind):
 
 
 # ---- damage ---------------------------------------------------------------------------------------------------------
+
+
+def test_without_lmdb_only_a_cache_is_missed(tmp_path):
+    """As where somebody put the environment together by hand."""
+    code = (
+        'import sys; sys.modules["lmdb"] = None; import mmsokd; from mmsokd.distillers.cache import TeacherCache;'
+        f'TeacherCache("teacher", {str(tmp_path)!r}, dict(), [], "float16", 1, "")'
+    )
+    run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
+    assert 'ImportError: teacher: expected the package lmdb' in run.stderr
 
 
 def test_a_folder_that_this_process_has_open_is_told(tmp_path):

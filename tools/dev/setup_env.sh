@@ -147,7 +147,8 @@ else
 fi
 PINS=requirements/stack-$STACK.txt
 STAMP=$VENV/.mmsokd-stack
-KEY="$STACK $(version_of "$PY") $(cat "$PINS" requirements/{tests,lint,docs}.txt | cksum) $PWD"
+REST=(requirements/{runtime,tests,lint,docs}.txt) # what mmsokd itself needs, and the tools
+KEY="$STACK $(version_of "$PY") $(cat "$PINS" "${REST[@]}" | cksum) $PWD"
 if [ "$(cat "$STAMP" 2>/dev/null)" = "$KEY" ]; then exit 0; fi
 
 if [ "$PY" != "$VENV/bin/python" ]; then
@@ -165,9 +166,8 @@ if ! missing "$PINS" >/dev/null; then
     missing "$rest" >/dev/null || step 'PyTorch and the OpenMMLab libraries (about 3 GB)' install -r "$rest"
     missing "$PINS" >/dev/null || step 'mmcv and its ops, from source (about 9 minutes on 2 cores)' build_mmcv
 fi
-dev=(requirements/tests.txt requirements/lint.txt requirements/docs.txt)
-missing "${dev[@]}" >/dev/null || step 'tools for tests, lint and docs' install -r requirements/dev.txt
+missing "${REST[@]}" >/dev/null || step 'tools for tests, lint and docs' install "${REST[@]/#/--requirement=}"
 step 'mmsokd itself' link_mmsokd
-missing "$PINS" "${dev[@]}" >&2 || fail "the lines above are still not met; remove $VENV and try again"
+missing "$PINS" "${REST[@]}" >&2 || fail "the lines above are still not met; remove $VENV and try again"
 echo "$KEY" >"$STAMP"
 echo "[$(clock)] ready: $VENV"
