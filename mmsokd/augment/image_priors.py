@@ -98,7 +98,13 @@ def load_priors(key: str, filename: str | os.PathLike) -> dict[str, ImageOp]:
     ops = {}
     for name in IMITATED:
         prior = build_prior(name)
-        prior.load_state_dict(state[name])
+        try:
+            prior.load_state_dict(state[name])
+        except (RuntimeError, TypeError, AttributeError) as error:  # another network's, or no weights at all
+            raise ValueError(
+                f"{key}: expected the weights of {name}'s {type(prior).__name__}, found others in {str(filename)!r}, "
+                f'as of an older mmsokd; fit them again by tools/fit_tst_priors.py: {error}'
+            ) from error
         ops[name] = IMAGE_OPS[name]._replace(function=_Frozen(prior))
     return ops
 

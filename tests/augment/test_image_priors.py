@@ -128,3 +128,19 @@ def test_another_file_is_refused(tmp_path):
     torch.save(dict(weight=torch.zeros(1)), tmp_path / 'a.pth')
     with pytest.raises(ValueError, match=r"prior_checkpoint: expected the priors of .* found \['weight'\]"):
         ImageAugmenter(prior='learned', prior_checkpoint=tmp_path / 'a.pth')
+
+
+@pytest.mark.parametrize('change', [lambda state: state.pop('linear.weight'), lambda state: state.clear()])
+def test_a_file_of_an_older_network_is_told(tmp_path, change):
+    priors = {name: build_prior(name).state_dict() for name in IMITATED}
+    change(priors['Color'])
+    torch.save(priors, tmp_path / 'old.pth')
+    message = r"prior_checkpoint: expected the weights of Color's ColorPrior, found others in .*fit them again"
+    with pytest.raises(ValueError, match=message):
+        ImageAugmenter(prior='learned', prior_checkpoint=tmp_path / 'old.pth')
+
+
+def test_what_are_no_weights_is_told(tmp_path):
+    torch.save(dict.fromkeys(IMITATED, 3), tmp_path / 'odd.pth')
+    with pytest.raises(ValueError, match=r'prior_checkpoint: expected the weights of .*found others in'):
+        ImageAugmenter(prior='learned', prior_checkpoint=tmp_path / 'odd.pth')
