@@ -2,14 +2,14 @@
 
 from torch import Tensor
 
-from mmsokd.checks import check_same_shape
+from mmsokd.checks import check_bool, check_same_shape
 from mmsokd.losses.base import TermLoss, in_fp32
 from mmsokd.losses.weighting import mean_squared_error
 from mmsokd.registry import MODELS
 
 
 @in_fp32
-def fitnet_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> Tensor:
+def fitnet_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None, normalized: bool = False) -> Tensor:
     r"""Mean squared error of two features (Romero et al., FitNets, arXiv:1412.6550, eq. 3).
 
     .. math:: \frac{1}{NCHW} \| F_s - F_t \|^2
@@ -20,6 +20,8 @@ def fitnet_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None) 
         student, teacher: features (N, C, H, W), or any equal shape.
             The distiller hands the teacher over without a graph.
         weight: position weights (N, 1, H, W), e.g. SoKD's areas; the mean is then taken over what they weigh.
+        normalized: divide by the mean square of the teacher's feature, over all of its positions [ours]. Then 1 is a
+            student that says nothing, 0.1 one that misses a tenth of the teacher's power, whatever its scale.
 
     Returns: scalar >= 0; zero iff both agree (where weighed).
 
@@ -27,16 +29,34 @@ def fitnet_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None) 
         ValueError: the shapes differ.
     """
     check_same_shape(student, teacher)
-    return mean_squared_error(student, teacher, weight)
+    loss = mean_squared_error(student, teacher, weight)
+    if not normalized:
+        return loss
+    power = teacher.square().mean()
+    return loss / (power + (power == 0))  # of a blank teacher the plain error is left
 
 
 @MODELS.register_module()
 class FitNetLoss(TermLoss):
-    """:func:`fitnet_loss` as a term's loss."""
+    """:func:`fitnet_loss` as a term's loss.
+
+    Args:
+        normalized: whether each level counts relative to its own scale in the teacher. The plain error is as large as
+            the square of the teacher's feature, so that a ``loss_weight`` which fits one teacher drowns the task losses
+            of another's student.
+
+    Raises:
+        ValueError: ``normalized`` is no bool.
+    """
 
     same_channels = True
     per_position = True
 
+    def __init__(self, normalized: bool = False) -> None:
+        super().__init__()
+        check_bool('FitNetLoss.normalized', normalized)
+        self.normalized = normalized
+
     def forward(self, student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> Tensor:
         """See :func:`fitnet_loss`."""
-        return fitnet_loss(student, teacher, weight)
+        return fitnet_loss(student, teacher, weight, self.normalized)

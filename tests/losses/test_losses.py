@@ -27,6 +27,20 @@ def test_fitnet_looks_inside_the_areas_only():
     torch.testing.assert_close(fitnet_loss(s, t, weight), expected)
 
 
+@given(st.integers(0, 999), st.floats(0.01, 100))
+def test_normalized_fitnet_knows_no_scale(seed, scale):
+    s, t, weight = feats(seed), feats(seed + 1), (feats(seed + 2, 1) > 0).double()
+    found = fitnet_loss(scale * s, scale * t, weight, normalized=True)
+    torch.testing.assert_close(found, fitnet_loss(s, t, weight) / t.square().mean())
+    silent = fitnet_loss(0 * t, scale * t, normalized=True)
+    torch.testing.assert_close(silent, torch.ones_like(silent))
+
+
+def test_normalized_fitnet_of_a_blank_teacher_is_the_plain_one():
+    s = feats(1)
+    torch.testing.assert_close(fitnet_loss(s, 0 * s, normalized=True), s.square().mean())
+
+
 @given(st.integers(0, 999), st.floats(0.1, 10), st.floats(-5, 5))
 def test_pkd_ignores_scale_and_shift(seed, scale, shift):
     s, t = feats(seed), feats(seed + 1)
