@@ -49,6 +49,11 @@ def test_a_term_that_begins_within_the_iterations_counts_from_there():
     assert found[0].ratio == pytest.approx(10.0)
 
 
+def test_what_an_online_teacher_learns_is_not_the_students_own():
+    found = told(student__loss=1.0, distill__loss_kd=9.0, online_teacher__loss=99.0, mutual__loss_kd=9.0)
+    assert found[ITERATIONS - 1] == [('distill.loss_kd', 9.0, 'model.terms.loss_kd.loss_weight')]
+
+
 def test_the_guard_tells(monkeypatch):
     told = []
     monkeypatch.setattr('mmsokd.hooks.guard.print_log', lambda text, *_: told.append(text))
