@@ -27,7 +27,7 @@ class Host(NamedTuple):
     Attributes:
         loss: registered name of the loss.
         terms: name -> roles that its tap is made of.
-        weight: of each term.
+        weight: of each term, or its schedule.
         source: where weight and options come from.
         options: arguments of the loss.
         per_class: the weight is divided by the number of classes.
@@ -36,7 +36,7 @@ class Host(NamedTuple):
 
     loss: str
     terms: dict[str, list[str]]
-    weight: float
+    weight: float | list[list[float]]
     source: str
     options: dict[str, Any] = {}
     per_class: bool = False
@@ -73,6 +73,7 @@ _KNOWN = "mmsokd's choice"
 # The configs have the plain error, as those with whom they are compared. Here the teacher is anybody's, and so is the
 # scale of its features: on a small pyramid the plain error was nine tenths of all losses.
 _RELATIVE = dict(normalized=True)
+_LATE = [[0.0, 0.0], [0.25, 1.0]]  # a loss that does not see the scale of logits has large gradients at small ones
 _SKD = dict(slow='simplifier')
 _DKD = dict(alpha=1.0, beta=0.5, tau=1.0)
 _DIST = dict(beta=1.0, gamma=1.0, tau=1.0)
@@ -101,7 +102,7 @@ HOSTS: dict[str, dict[str, Host]] = {
         'dpd': Host('DPDLoss', dict(loss_dpd=[LOGITS]), 1.0, _KNOWN, _DPD),
         'ital': Host('ITALLoss', dict(loss_ital=[HEAD, LOGITS]), 1.0, _KNOWN, _ITAL),
         'dist': Host('DISTLoss', dict(loss_dist=[LOGITS]), 2.0, "MMRazor's on ImageNet", _DIST),
-        'rcka': Host('RCKALoss', dict(loss_rcka=[LOGITS]), 1.0, _KNOWN),
+        'rcka': Host('RCKALoss', dict(loss_rcka=[LOGITS]), _LATE, _KNOWN),
         'studentfriendlykd': Host('StudentFriendlyKDLoss', dict(loss_skd=[LOGITS]), 1.0, _KNOWN, **_SKD),
         'mtkdssr': Host('MTKDSSRLoss', dict(loss_ssr=[STAGES, LOGITS]), 1.0, _KNOWN),
         'ackd': Host('ACKDLoss', dict(loss_ackd=[STAGES, LOGITS]), 1.0, _KNOWN),
@@ -129,7 +130,7 @@ HOSTS: dict[str, dict[str, Host]] = {
         'dpd': Host('DPDLoss', dict(loss_dpd=[LOGITS]), 1.0, _KNOWN, _DPD),
         'ital': Host('ITALLoss', dict(loss_ital=[HEAD, LOGITS]), 1.0, _KNOWN, _ITAL),
         'dist': Host('DISTLoss', dict(loss_dist=[LOGITS]), 2.0, _untried('classification'), _DIST),
-        'rcka': Host('RCKALoss', dict(loss_rcka=[LOGITS]), 1.0, _KNOWN),
+        'rcka': Host('RCKALoss', dict(loss_rcka=[LOGITS]), _LATE, _KNOWN),
         'studentfriendlykd': Host('StudentFriendlyKDLoss', dict(loss_skd=[LOGITS]), 1.0, _KNOWN, **_SKD),
         'mtkdssr': Host('MTKDSSRLoss', dict(loss_ssr=[LAST_STAGES, LOGITS]), 1.0, _KNOWN),
         'ackd': Host('ACKDLoss', dict(loss_ackd=[LAST_STAGES, HEAD, LOGITS]), 1.0, _KNOWN),

@@ -2,5 +2,5 @@
 
 _base_ = '../_base_/resnet32x4-resnet8x4_1xb64_cifar100.py'
 
-# weight: the default of the authors' code, for both parts
-model = dict(terms=dict(loss_rcka=dict(type='mmsokd.RCKALoss', tap='head.fc', loss_weight=1.0)))
+# Ours. Late, since the first logits are small, and this loss does not see their scale: its gradient would be large.
+model = dict(terms=dict(loss_rcka=dict(type='mmsokd.RCKALoss', tap='head.fc', loss_weight=[(0.0, 0.0), (0.25, 1.0)])))
