@@ -102,7 +102,7 @@ def test_the_smaller_pairs_results_are_those_of_its_card():
     card = (ROOT / 'configs/classification/tin100/README.md').read_text().split('## A smaller pair')[1]
     measured = {(mean, over) for _, _, _, mean, over in cells(card)}
     assert [row for row in readme[3:] if (row[1], row[3]) not in measured] == []
-    assert len(readme) == 9
+    assert len(readme) == 11
     assert all(f'| {number} (one run) |' in card for number in readme[2][1].split(' (')[0].split('; '))
 
 
