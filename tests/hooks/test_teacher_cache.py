@@ -7,6 +7,7 @@ import platform
 import random
 
 import lmdb
+import numpy as np
 import pytest
 import torch
 from mmcv.transforms import Compose
@@ -121,10 +122,12 @@ def test_a_resumed_training_reads_on(tmp_path, loop):
     assert set(log['train/teacher.cached'][-6:]) == {1.0}
 
 
-def test_several_machines_have_one_each(tmp_path, monkeypatch):
-    """A file server may give them one work dir."""
+@pytest.mark.parametrize('fill', [False, True])
+def test_several_machines_have_one_each(tmp_path, monkeypatch, fill):
+    """A file server may give them one work dir. Each fills its own whole."""
     monkeypatch.setattr(teacher_cache, 'all_gather_object', lambda name: [name, 'another'])
-    made(tmp_path, epochs=1).train()
+    _, counts = trained(made(tmp_path, epochs=1, hook=dict(HOOK, fill=fill)))
+    assert sum(counts) == COUNT
     assert (tmp_path / 'teacher_cache' / platform.node() / 'teacher' / 'data.mdb').is_file()
 
 
@@ -237,6 +240,28 @@ class Counted(Static):
         return super().__getitem__(0 if self.repeats and i == self.count - 1 else i)
 
 
+def next_numbers():
+    """Of all three generators, which then stand where they stood."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    found = random.random(), np.random.rand(), torch.rand(()).item()
+    for restore, state in zip((random.setstate, np.random.set_state, torch.set_rng_state), states, strict=True):
+        restore(state)
+    return found
+
+
+class RandomTint:
+    """Two views, by chance from all three generators."""
+
+    def __call__(self, results):
+        draws = random.random() + np.random.rand() + float(torch.rand(()))
+        return dict(results, inputs=results['inputs'] // (1 + (draws < 1.5)))
+
+
+def test_looking_and_filling_draw_nothing_from_the_training(tmp_path):
+    loaded, kept = filled(tmp_path, Counted(RandomTint()), views=2)
+    assert loaded > kept == COUNT
+
+
 @pytest.fixture
 def _looks_at_none(monkeypatch):
     """Loads nothing to compare views."""
@@ -257,13 +282,15 @@ def test_filled_before_the_training_which_is_the_same(tmp_path, loop, workers):
         torch.testing.assert_close(losses_in(ours)[key], values, rtol=1e-5, atol=1e-6, equal_nan=True, msg=key)
 
 
-def filled(work_dir, data):
+def filled(work_dir, data, **kwargs):
     """How many pictures are loaded before the first step, and how many are then there."""
     run = made(work_dir, hook=None)
     run._train_dataloader['dataset'] = data
     run.optim_wrapper = run.build_optim_wrapper(run.optim_wrapper)
-    hook = TeacherCacheHook(**FILL)
+    hook = TeacherCacheHook(**FILL, **kwargs)
+    before = next_numbers()
     hook.before_train(run)
+    assert next_numbers() == before  # what is drawn in there draws nothing from the training
     inner = run.train_dataloader.dataset
     found = len(getattr(inner, 'dataset', inner).loaded), len(distiller_of(run).caches['teacher'])
     hook.after_train(run)
