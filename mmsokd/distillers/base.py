@@ -233,7 +233,13 @@ class Distiller(Face):
                 'refine a tapped feature, or leave the hook out'
             )
         for name, teacher in self._teachers.items():
-            teacher.open_cache(folder / name, dtype, capacity, hint)
+            teacher.open_cache(folder / name, dtype, capacity, hint, self.data_preprocessor.device)
+
+    def fill_caches(self, inputs: Tensor, data_samples: list | None = None) -> None:
+        """Let each cache have these pictures of a preprocessed training batch; nothing is trained."""
+        for teacher in self._teachers.values():
+            if teacher.cache is not None:
+                teacher.features(inputs, data_samples, training=True)
 
     def close_caches(self) -> None:
         """Run the teachers for every picture again."""

@@ -98,11 +98,11 @@ class TeacherCache:
         self.folder = folder
         self.capacity = capacity
         self.read = self.asked = 0  # pictures so far
+        self.writes = True  # until the disk is full
         self._dtype = getattr(torch, dtype)
         self._taps = sorted(taps, key=str)
         self._about = _plain(dict(about, format=_FORMAT, taps=self._taps, dtype=dtype))
         self._hint = hint
-        self._writes = True
         self._size: tuple[int, ...] | None = None  # of the pictures
         self._shapes: list[list[tuple[int, ...]]] = []  # tap by tap, level by level
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,6 +127,19 @@ class TeacherCache:
     def __len__(self) -> int:
         """How many pictures there are."""
         return max(0, self._env.stat()['entries'] - 1)
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether there is nothing to wait for: there can be no more, or :meth:`mark_filled` was called."""
+        return len(self) >= self.capacity or (self._manifest() or {}).get('filled') == self.capacity
+
+    def mark_filled(self) -> None:
+        """Note that all pictures of the data set have been asked for; some may be the same, pixel by pixel."""
+        try:
+            with self._env.begin(write=True) as txn:
+                txn.put(_MANIFEST, json.dumps(dict(json.loads(txn.get(_MANIFEST)), filled=self.capacity)).encode())
+        except lmdb.Error as error:
+            self._stop_writing(error)
 
     @torch.compiler.disable
     def features(self, inputs: Tensor, data_samples: list | None, run: Run) -> dict[Tap, list[Tensor]]:
@@ -300,7 +313,7 @@ class TeacherCache:
         Raises:
             ValueError: there would be more than there can be.
         """
-        if not self._writes:
+        if not self.writes:
             return
         try:
             with self._env.begin(write=True) as txn:
@@ -316,7 +329,7 @@ class TeacherCache:
 
     def _stop_writing(self, error: Exception) -> None:
         """A full disk is no reason to end a training."""
-        self._writes = False
+        self.writes = False
         print_log(
             f"{self.key}: its outputs are no longer written to '{self.folder}' (is the disk full?), and what is not "
             f'there is run in every epoch: {error}',

@@ -350,9 +350,14 @@ class Teacher:
         if any(module.training for module in self.module.modules()):
             self.module.eval()  # a teacher that drops units is another teacher
 
-    def open_cache(self, folder: Path, dtype: str, capacity: int, hint: str) -> None:
-        """Keep what :meth:`features` gives of training pictures in ``folder``; see :class:`TeacherCache`."""
-        about = dict(identity(self.module), autocast=str(self.pace.dtype))
+    def open_cache(self, folder: Path, dtype: str, capacity: int, hint: str, device: torch.device) -> None:
+        """Keep what :meth:`features` gives of training pictures in ``folder``; see :class:`TeacherCache`.
+
+        It is called as the steps will be: within the training's autocast.
+        """
+        one = torch.ones(1, 1, device=device)
+        with self.pace.autocast(device.type):
+            about = dict(identity(self.module), autocast=str((one @ one).dtype))  # the training's, or its own
         self.cache = TeacherCache(self.name, folder, about, self.taps, dtype, capacity, hint)
 
     def close_cache(self) -> None:

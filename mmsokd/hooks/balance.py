@@ -8,7 +8,7 @@ from torch import Tensor
 
 ITERATIONS, MOST = 50, 4.0
 _OURS = ('distill.', 'sokd.')
-_OTHERS = ('online_teacher.', 'mutual.')  # what a teacher learns that is trained beside its student
+_NOT_THE_STUDENTS = ('online_teacher.', 'mutual.', 'sokd.loss_fit')  # a teacher learns from these, or a regressor
 _KEYS = {
     'sokd.loss_agreement': 'model.areas.agreement_weight',
     'sokd.loss_area': 'model.areas.area_weight',
@@ -40,7 +40,7 @@ class Balance:
             return []
         self._count += 1
         for name, value in losses.items():
-            if 'loss' in name and name != 'loss' and not name.startswith(_OTHERS):  # 'loss' is MMEngine's for the sum
+            if 'loss' in name and name != 'loss' and not name.startswith(_NOT_THE_STUDENTS):  # 'loss': MMEngine's sum
                 self._sums[name] = self._sums.get(name, 0.0) + value.detach().float()
         if self._count < ITERATIONS or not self._sums:
             return []

@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import all_gather_object
+from mmengine.dist import all_gather_object, get_rank, is_main_process
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.runner import Runner
+from rich.console import Console
+from rich.progress import track
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from mmsokd.checks import check_choice, check_integer
+from mmsokd.checks import check_bool, check_choice, check_integer
 from mmsokd.distillers.cache import DTYPES, fingerprints
 from mmsokd.hooks.common import distiller_of
 from mmsokd.registry import HOOKS
@@ -29,7 +32,7 @@ _RANDOM = re.compile(
 
 @HOOKS.register_module()
 class TeacherCacheHook(Hook):
-    """Keeps what frozen teachers give for each training picture on disk: they run in the first epoch alone.
+    """Keeps what frozen teachers give for each training picture on disk: they run in the first epoch alone, or before.
 
     For pipelines that show the same view of a picture every time. An output is found by the pixels that the teacher
     sees, so that another view never gets it; before the training some pictures are loaded several times, and
@@ -46,6 +49,9 @@ class TeacherCacheHook(Hook):
         dtype: ``'float16'``, ``'bfloat16'`` or ``'float32'``, stored; the terms get the batch's dtype.
         views: how many different views of a picture there are; 2 where a flip is the only chance in the pipeline. Each
             is stored.
+        fill: run the teachers for all pictures before the training, with a bar on a terminal, and not in its first
+            epoch. The pictures are loaded once more for that; where all have been, nothing is done. What is wrong is
+            told before a student is trained, and several trainings may then read.
 
     Raises:
         ValueError: an option is not valid, the views are not static, the folder has something else, the disk no room,
@@ -54,29 +60,37 @@ class TeacherCacheHook(Hook):
 
     priority = 'NORMAL'
 
-    def __init__(self, cache_dir: str | None = None, dtype: str = 'float16', views: int = 1) -> None:
+    def __init__(
+        self, cache_dir: str | None = None, dtype: str = 'float16', views: int = 1, fill: bool = False
+    ) -> None:
         if cache_dir is not None and (not isinstance(cache_dir, str) or not cache_dir):
             raise ValueError(f'TeacherCacheHook.cache_dir: expected a folder, found {cache_dir!r}')
         check_choice('TeacherCacheHook.dtype', dtype, DTYPES)
         check_integer('TeacherCacheHook.views', views, 1)
+        check_bool('TeacherCacheHook.fill', fill)
         self.cache_dir = cache_dir
         self.dtype = dtype
         self.views = views
+        self.fill = fill
 
     def before_train(self, runner: Runner) -> None:
-        """Look whether the views are static, and open the databases."""
+        """Open the databases, look whether the views are static, and fill."""
         model, loader = distiller_of(runner), runner.train_dataloader
         folder = Path(self.cache_dir or Path(runner.work_dir) / 'teacher_cache')
-        if len(set(all_gather_object(platform.node()))) > 1:  # which may have the work dir from one server
+        nodes = all_gather_object(platform.node())
+        if len(set(nodes)) > 1:  # which may have the work dir from one server
             folder /= platform.node()
         capacity = pictures_in(loader.dataset) * self.views
         try:
-            model.open_caches(folder, self.dtype, capacity, self._hint(runner))
-            self._check_views(runner)
+            with runner.optim_wrapper.optim_context(model):  # a teacher runs under the training's autocast
+                model.open_caches(folder, self.dtype, capacity, self._hint(runner))
+                self._check_views(runner)
+                if self.fill:
+                    self._fill(runner, [rank for rank, node in enumerate(nodes) if node == platform.node()])
         except BaseException:
             model.close_caches()
             raise
-        self._seen = {key: (0, 0) for key in model.caches}
+        self._seen = {key: (cache.read, cache.asked) for key, cache in model.caches.items()}
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
@@ -112,16 +126,7 @@ class TeacherCacheHook(Hook):
         times = min(4 + 4 * self.views, _MOST_TIMES)
         seen: list[set[bytes]] = [set() for _ in chosen]
         with _undisturbed():
-            # As the training loads them: what a data set opens is opened in a worker, where there is one.
-            again = DataLoader(
-                Subset(loader.dataset, chosen * times),
-                batch_size=len(chosen),
-                num_workers=min(1, loader.num_workers),
-                collate_fn=loader.collate_fn,
-                worker_init_fn=loader.worker_init_fn,
-                multiprocessing_context=loader.multiprocessing_context,
-            )
-            for batch in again:
+            for batch in _loaded(loader, chosen * times, len(chosen), min(1, loader.num_workers)):
                 data = preprocessor(batch, True)
                 for views, key in zip(seen, fingerprints(data['inputs'], data['data_samples']), strict=True):
                     views.add(key)
@@ -132,6 +137,44 @@ class TeacherCacheHook(Hook):
                     f'{"s" if self.views > 1 else ""}, found {len(views)} of picture {i} in {times} times; '
                     f'{self._hint(runner)}'
                 )
+
+    def _fill(self, runner: Runner, ranks: Sequence[int]) -> None:
+        """Run the teachers for the pictures that are not there.
+
+        Args:
+            runner: of the training.
+            ranks: of this machine, which share the work as they share the folder.
+        """
+        model, loader = distiller_of(runner), runner.train_dataloader
+        caches = model.caches.values()
+        if not all(cache.is_filled for cache in caches):
+            share = range(len(loader.dataset))[ranks.index(get_rank()) :: len(ranks)]
+            print_log(f'TeacherCacheHook: the teachers run for {len(share)} pictures before the training', 'current')
+            console = Console(stderr=True)
+            is_shown = console.is_terminal and is_main_process()
+            with _undisturbed():
+                batches = _loaded(loader, share, getattr(loader.batch_sampler, 'batch_size', 1), loader.num_workers)
+                for batch in track(batches, 'caching teachers', console=console, disable=not is_shown):
+                    if all(cache.is_filled or not cache.writes for cache in caches):
+                        break  # what is left are repetitions, or finds no room
+                    model.fill_caches(**model.data_preprocessor(batch, True))
+        # All wait here: one that found the rest done already must not go ahead.
+        wrote = all_gather_object(all(cache.writes for cache in caches))
+        if get_rank() == ranks[0] and all(wrote[rank] for rank in ranks):
+            for cache in caches:
+                cache.mark_filled()
+
+
+def _loaded(loader: DataLoader, indices: Sequence[int], batch_size: int, workers: int) -> DataLoader:
+    """These pictures as the training loads them: what a data set opens is opened in a worker, where there are any."""
+    return DataLoader(
+        Subset(loader.dataset, indices),
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=loader.collate_fn,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+    )
 
 
 def pictures_in(dataset: Any) -> int:
@@ -148,13 +191,19 @@ def random_parts(dataset: Any, preprocessor: Any) -> list[str]:
     augments = getattr(preprocessor, 'batch_augments', None)
     augments = getattr(augments, 'augments', augments)  # mmpretrain's hold a list, mmdet's are one
     parts = list(augments) if isinstance(augments, Sequence | nn.ModuleList) else []
-    while dataset is not None:
-        inner = getattr(dataset, 'datasets', None)
-        pipeline = getattr(dataset, 'pipeline', None)
-        parts += list(getattr(pipeline, 'transforms', pipeline if isinstance(pipeline, Sequence) else []))
-        dataset = inner[0] if isinstance(inner, Sequence) and inner else getattr(dataset, 'dataset', None)
+    parts += _transforms(dataset)
     names = dict.fromkeys(name for part in parts for name in _names(part) if _RANDOM.search(name))
     return list(names)
+
+
+def _transforms(dataset: Any) -> Iterator[Any]:
+    """Of a data set, and of those that it wraps."""
+    pipeline = getattr(dataset, 'pipeline', None)
+    yield from getattr(pipeline, 'transforms', pipeline if isinstance(pipeline, Sequence) else [])
+    inner = getattr(dataset, 'datasets', getattr(dataset, 'dataset', None))
+    for part in inner if isinstance(inner, Sequence) else [inner]:
+        if part is not None:
+            yield from _transforms(part)
 
 
 def _names(part: Any) -> Iterator[str]:

@@ -74,6 +74,18 @@ def test_masks_against_a_plain_loop(n, k, h, w, seed):
     torch.testing.assert_close(area_weight(boxes, scores, (h, w), 'union'), (expected > 0).float())
 
 
+@pytest.mark.parametrize('everywhere', [False, True])
+def test_a_score_that_is_no_number_covers_nothing(everywhere):
+    """The step's losses are none either, and the guard tells; decoding must not fail before."""
+    heat, size, offset = maps(2, 1, 4, 5)
+    heat[0, :, slice(None) if everywhere else 1] = torch.nan
+    boxes, scores = decode(heat, size, offset, 6)
+    count = area_count(boxes, scores, (4, 5))
+    assert count.isfinite().all()
+    assert (count[0].sum() == 0) or not everywhere
+    assert count[1].sum() > 0
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize('overlap', ['union', 'sum'])
 def test_masks_on_a_gpu_as_on_the_cpu(overlap):

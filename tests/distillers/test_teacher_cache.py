@@ -145,6 +145,7 @@ def test_sokd_refines_what_is_read(tmp_path, kind):
         dict(channels_last=True),
         dict(autocast='bfloat16'),
         dict(compile=dict(backend='eager')),
+        dict(trim=True),
         dict(channels_last=True, autocast='bfloat16', stream=True),
     ],
 )

@@ -38,6 +38,18 @@ def test_not_told(losses: dict):
     assert not any(told(**losses))
 
 
+def test_what_others_learn_from_is_neither():
+    others = dict(online_teacher__loss_cls=99.0, mutual__loss_kd=99.0, sokd__loss_fit=99.0)
+    assert not any(told(student__loss=1.0, distill__loss_kd=1.0, **others))
+    found = told(student__loss=1.0, distill__loss_kd=9.0, **others)[ITERATIONS - 1]
+    assert found == [('distill.loss_kd', 9.0, 'model.terms.loss_kd.loss_weight')]
+
+
+def test_one_that_is_no_number_hides_no_other():
+    found = told(student__loss=1.0, distill__loss_a=float('nan'), distill__loss_b=9.0)[ITERATIONS - 1]
+    assert [name for name, *_ in found] == ['distill.loss_b']
+
+
 def test_a_term_that_begins_within_the_iterations_counts_from_there():
     balance = Balance()
     for i in range(ITERATIONS):
@@ -47,11 +59,6 @@ def test_a_term_that_begins_within_the_iterations_counts_from_there():
         found = balance.add(step)
     assert len(found) == 1
     assert found[0].ratio == pytest.approx(10.0)
-
-
-def test_what_an_online_teacher_learns_is_not_the_students_own():
-    found = told(student__loss=1.0, distill__loss_kd=9.0, online_teacher__loss=99.0, mutual__loss_kd=9.0)
-    assert found[ITERATIONS - 1] == [('distill.loss_kd', 9.0, 'model.terms.loss_kd.loss_weight')]
 
 
 def test_the_guard_tells(monkeypatch):

@@ -1,14 +1,21 @@
 """TeacherCacheHook in whole trainings: the same losses with teachers that run in the first epoch alone."""
 
 import copy
+import functools
+import io
 import platform
 import random
 
+import lmdb
+import numpy as np
 import pytest
 import torch
 from mmcv.transforms import Compose
-from mmengine.dataset import BaseDataset, ConcatDataset, RepeatDataset
+from mmengine.dataset import BaseDataset, ClassBalancedDataset, ConcatDataset, RepeatDataset
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
 from mmpretrain.structures import DataSample
+from rich.console import Console
 from torch import nn
 
 from mmsokd.hooks import TeacherCacheHook, teacher_cache
@@ -16,6 +23,7 @@ from mmsokd.hooks.common import distiller_of
 from mmsokd.hooks.teacher_cache import pictures_in, random_parts
 from tests.builders import losses_of, raw_cls_batch
 from tests.builders_training import BATCH, COUNT, Pictures, network, runner
+from tests.two_ranks import on_two_ranks
 
 
 class Static(torch.utils.data.Dataset):
@@ -114,10 +122,12 @@ def test_a_resumed_training_reads_on(tmp_path, loop):
     assert set(log['train/teacher.cached'][-6:]) == {1.0}
 
 
-def test_several_machines_have_one_each(tmp_path, monkeypatch):
-    """A file server may give them one work dir."""
+@pytest.mark.parametrize('fill', [False, True])
+def test_several_machines_have_one_each(tmp_path, monkeypatch, fill):
+    """A file server may give them one work dir. Each fills its own whole."""
     monkeypatch.setattr(teacher_cache, 'all_gather_object', lambda name: [name, 'another'])
-    made(tmp_path, epochs=1).train()
+    _, counts = trained(made(tmp_path, epochs=1, hook=dict(HOOK, fill=fill)))
+    assert sum(counts) == COUNT
     assert (tmp_path / 'teacher_cache' / platform.node() / 'teacher' / 'data.mdb').is_file()
 
 
@@ -208,6 +218,183 @@ def test_what_is_no_distiller_is_refused(tmp_path):
         TeacherCacheHook().before_train(run)
 
 
+# ---- filled before the training -------------------------------------------------------------------------------------
+
+FILL = dict(HOOK, fill=True)
+
+
+class Counted(Static):
+    """Knows how often a picture was loaded; ``broken`` is one that cannot be; ``repeats`` the first in the last."""
+
+    broken = None
+    repeats = False
+
+    def __init__(self, *transforms, **kwargs):
+        super().__init__(*transforms, **kwargs)
+        self.loaded = []
+
+    def __getitem__(self, i):
+        self.loaded.append(i)
+        if i == self.broken:
+            raise OSError('no such picture')
+        return super().__getitem__(0 if self.repeats and i == self.count - 1 else i)
+
+
+def next_numbers():
+    """Of all three generators, which then stand where they stood."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    found = random.random(), np.random.rand(), torch.rand(()).item()
+    for restore, state in zip((random.setstate, np.random.set_state, torch.set_rng_state), states, strict=True):
+        restore(state)
+    return found
+
+
+class RandomTint:
+    """Two views, by chance from all three generators."""
+
+    def __call__(self, results):
+        draws = random.random() + np.random.rand() + float(torch.rand(()))
+        return dict(results, inputs=results['inputs'] // (1 + (draws < 1.5)))
+
+
+def test_looking_and_filling_draw_nothing_from_the_training(tmp_path):
+    loaded, kept = filled(tmp_path, Counted(RandomTint()), views=2)
+    assert loaded > kept == COUNT
+
+
+@pytest.fixture
+def _looks_at_none(monkeypatch):
+    """Loads nothing to compare views."""
+    monkeypatch.setattr(TeacherCacheHook, '_check_views', lambda *_: None)
+
+
+@pytest.mark.parametrize(('loop', 'workers'), [('epochs', 0), ('iterations', 1)])
+def test_filled_before_the_training_which_is_the_same(tmp_path, loop, workers):
+    plain, _ = trained(made(tmp_path / 'plain', loop=loop, hook=None, workers=workers))
+    run = made(tmp_path / 'ours', loop=loop, hook=FILL, workers=workers)
+    begun = []
+    distiller_of(run).teacher.backbone.register_forward_hook(lambda *_: begun.append(run.iter))
+    ours, counts = trained(run)
+    assert counts == [BATCH] * 3
+    assert begun == [0] * 3
+    assert ours['train/teacher.cached'].tolist() == [1.0] * 9
+    for key, values in losses_in(plain).items():
+        torch.testing.assert_close(losses_in(ours)[key], values, rtol=1e-5, atol=1e-6, equal_nan=True, msg=key)
+
+
+def filled(work_dir, data, **kwargs):
+    """How many pictures are loaded before the first step, and how many are then there."""
+    run = made(work_dir, hook=None)
+    run._train_dataloader['dataset'] = data
+    run.optim_wrapper = run.build_optim_wrapper(run.optim_wrapper)
+    hook = TeacherCacheHook(**FILL, **kwargs)
+    before = next_numbers()
+    hook.before_train(run)
+    assert next_numbers() == before  # what is drawn in there draws nothing from the training
+    inner = run.train_dataloader.dataset
+    found = len(getattr(inner, 'dataset', inner).loaded), len(distiller_of(run).caches['teacher'])
+    hook.after_train(run)
+    return found
+
+
+@pytest.mark.usefixtures('_looks_at_none')
+@pytest.mark.parametrize('repeats', [False, True])
+def test_what_was_filled_is_not_loaded_again(tmp_path, monkeypatch, repeats):
+    """Though pictures that are the same leave fewer than there can be."""
+    monkeypatch.setattr(Counted, 'repeats', repeats)
+    assert filled(tmp_path, Counted()) == (COUNT, COUNT - repeats)
+    assert filled(tmp_path, Counted()) == (0, COUNT - repeats)
+    more = COUNT + 1  # another data set, which has them too
+    assert filled(tmp_path, Counted(count=more)) == (more, more - repeats)
+
+
+@pytest.mark.usefixtures('_looks_at_none')
+def test_repetitions_are_not_loaded(tmp_path):
+    repeated = torch.utils.data.Subset(Counted(), [*range(COUNT)] * 5)
+    assert filled(tmp_path, repeated) == (COUNT + BATCH, COUNT)
+
+
+@pytest.mark.usefixtures('_looks_at_none')
+def test_a_fill_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(Counted, 'broken', BATCH + 1)
+    run = made(tmp_path, hook=FILL, epochs=1)
+    run._train_dataloader['dataset'] = Counted()
+    with pytest.raises(OSError, match='no such picture'):
+        run.train()
+    assert not distiller_of(run).caches  # closed
+    monkeypatch.setattr(Counted, 'broken', None)
+    run = made(tmp_path, hook=FILL, epochs=1)
+    run._train_dataloader['dataset'] = Counted()
+    log, counts = trained(run)
+    assert counts == [BATCH] * 2
+    assert set(log['train/teacher.cached']) == {1.0}
+
+
+def test_the_other_view_is_stored_on_the_way(tmp_path):
+    run = made(tmp_path, RandomMirror(), hook=dict(FILL, views=2), epochs=8)
+    log, counts = trained(run)
+    assert counts[:3] == [BATCH] * 3
+    assert COUNT < sum(counts) <= 2 * COUNT
+    assert 0 < log['train/teacher.cached'][0] < 1
+
+
+@OPTIM_WRAPPERS.register_module()
+class HalfWrapper(OptimWrapper):
+    """MMEngine's own asks for a GPU."""
+
+    def optim_context(self, model):
+        return torch.autocast('cpu', torch.bfloat16)
+
+
+def test_a_fill_runs_under_the_trainings_autocast(tmp_path):
+    optimizer = dict(type='SGD', lr=0.01)
+    hook = dict(FILL, cache_dir=str(tmp_path / 'shared'))
+    half = dict(optim_wrapper=dict(type='HalfWrapper', optimizer=optimizer))
+    run = made(tmp_path / 'a', hook=hook, epochs=1, **half)
+    seen = []
+    distiller_of(run).teacher.backbone.layer1.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    run.train()
+    assert set(seen) == {torch.bfloat16}
+    with pytest.raises(ValueError, match=r'^teacher: expected an empty folder, .* another autocast'):
+        made(tmp_path / 'b', hook=hook).train()
+
+
+def test_a_disk_that_gets_full_ends_the_fill_and_not_the_training(tmp_path, monkeypatch):
+    def full(self, *args):
+        self.writes = False
+
+    monkeypatch.setattr('mmsokd.distillers.cache.TeacherCache._write', full)
+    _, counts = trained(made(tmp_path, hook=FILL))
+    assert counts == [BATCH] * (1 + 9)
+    with lmdb.open(str(tmp_path / 'teacher_cache' / 'teacher')).begin() as txn:
+        assert b'filled' not in txn.get(b'manifest')
+
+
+@pytest.mark.parametrize('is_terminal', [True, False])
+def test_a_bar_on_a_terminal_alone(tmp_path, monkeypatch, is_terminal):
+    shown = io.StringIO()
+    console = functools.partial(Console, file=shown, force_terminal=is_terminal)
+    monkeypatch.setattr(teacher_cache, 'Console', lambda stderr: console())
+    made(tmp_path, hook=FILL, epochs=1).train()
+    assert ('caching teachers' in shown.getvalue()) == is_terminal
+    assert ('100%' in shown.getvalue()) == is_terminal
+    if not is_terminal:
+        assert shown.getvalue() == ''
+
+
+def fill_on_a_rank(rank, folder):
+    _, counts = trained(made(folder / 'run', hook=dict(FILL, cache_dir=str(folder / 'cache'))))
+    assert counts == [4, 2]  # of six, in the fill
+
+
+@pytest.mark.slow
+def test_two_ranks_fill_one_together(tmp_path):
+    on_two_ranks(fill_on_a_rank, tmp_path)
+
+
+# ---- what it finds in data sets -------------------------------------------------------------------------------------
+
+
 class Listed(BaseDataset):
     """MMEngine's wrappers take its own."""
 
@@ -219,11 +406,19 @@ class Listed(BaseDataset):
         return [dict() for _ in range(self.count)]
 
 
+class Labelled(Listed):
+    """Of rare classes and a frequent one."""
+
+    def get_cat_ids(self, idx):
+        return [max(0, idx - 8)]
+
+
 def test_the_number_of_pictures():
     twelve = Listed(12)
     assert pictures_in(twelve) == 12
     assert pictures_in(RepeatDataset(twelve, times=5)) == 12
     assert pictures_in(ConcatDataset([twelve, Listed(3)])) == 15
+    assert pictures_in(ClassBalancedDataset(Labelled(12), oversample_thr=0.9)) == 12
     assert pictures_in(torch.utils.data.Subset(twelve, [0, 1])) == 2
 
 
@@ -238,7 +433,7 @@ def test_what_may_be_random_is_found_in_wrappers_and_compositions():
         batch_augments=[dict(type='mmdet.BatchSyncRandomResize', random_size_range=(64, 128), size_divisor=32)]
     )
     listed = Listed(1, [Resize((8, 8)), *random])
-    for dataset in (listed, RepeatDataset(listed, 2), ConcatDataset([listed])):
+    for dataset in (listed, RepeatDataset(listed, 2), ConcatDataset([Listed(1), listed])):
         names = random_parts(dataset, None)
         assert random_parts(dataset, preprocessor) == ['BatchSyncRandomResize', *names]
         assert names == ['RandomApply', 'ColorJitter', 'RandomCrop', 'PhotoMetricDistortion', 'Lighting']
@@ -251,11 +446,12 @@ def test_what_may_be_random_is_found_in_wrappers_and_compositions():
         (dict(cache_dir=3), r'^TeacherCacheHook\.cache_dir: expected a folder, found 3'),
         (dict(dtype='fp16'), r"^TeacherCacheHook\.dtype: expected one of .* found 'fp16'; did you mean 'float16'"),
         (dict(views=0), r'^TeacherCacheHook\.views: expected an integer >= 1, found 0'),
+        (dict(fill='yes'), r"^TeacherCacheHook\.fill: expected True or False, found 'yes'"),
         (dict(views=True), r'^TeacherCacheHook\.views: expected an integer'),
     ],
 )
 def test_an_option_that_cannot_be_is_told(kwargs, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         TeacherCacheHook(**kwargs)
 
 

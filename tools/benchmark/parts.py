@@ -160,8 +160,8 @@ def sample_of(index: int, side: int) -> BaseDataElement:
     return BaseDataElement(metainfo=meta, gt_label=label, gt_instances=InstanceData(bboxes=boxes, labels=label[:1]))
 
 
-def loss_part(name: str, args: argparse.Namespace, device: str) -> Variant:
-    """A loss of mmsokd, forward and backward, on what it compares."""
+def loss_part(name: str, args: argparse.Namespace, device: str, masked: bool = False) -> Variant:
+    """A loss of mmsokd, forward and backward, on what it compares; ``masked``: in every other cell, as in areas."""
     cls = getattr(losses, name)
     n, c, side = args.batch_size, args.channels, args.side
     shapes = [(n, CLASSES)] if name in LOGITS else [(n, c, side, side)]
@@ -173,6 +173,8 @@ def loss_part(name: str, args: argparse.Namespace, device: str) -> Variant:
     found = dict(student_channels=channels, teacher_channels=channels, signed=[True] * 2 if cls.pyramid else True)
     loss = build_part(name, dict(type=cls, **LOSSES.get(name, {})), 'losses', **found).to(device)
     more = dict(samples=[sample_of(i, 16 * side) for i in range(n)]) if cls.wants_samples else {}
+    if masked:
+        more['weight'] = (torch.arange(side * side) % 2).float().view(1, 1, side, side).repeat(n, 1, 1, 1).to(device)
     student = [x.requires_grad_() for x in student]
 
     def run(_: Any) -> None:
@@ -186,7 +188,9 @@ def loss_part(name: str, args: argparse.Namespace, device: str) -> Variant:
 
 
 def loss_parts(args: argparse.Namespace, device: str) -> dict[str, Variant]:
-    return {f'loss: {name}': loss_part(name, args, device) for name in loss_names()}
+    parts = {f'loss: {name}': loss_part(name, args, device) for name in loss_names()}
+    per_position = [name for name in loss_names() if getattr(losses, name).per_position]
+    return parts | {f'loss: {name}, masked': loss_part(name, args, device, masked=True) for name in per_position}
 
 
 PARTS: dict[str, Callable[[argparse.Namespace, str], dict[str, Variant]]] = dict(
