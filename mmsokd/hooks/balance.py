@@ -8,7 +8,7 @@ from torch import Tensor
 
 ITERATIONS, MOST = 50, 4.0
 _OURS = ('distill.', 'sokd.')
-_NOT_THE_STUDENTS = ('online_teacher.', 'mutual.', 'sokd.loss_fit')  # a teacher learns from these, or a regressor
+_OTHERS = ('online_teacher.', 'mutual.')  # what a teacher learns that is trained beside its student
 _KEYS = {
     'sokd.loss_agreement': 'model.areas.agreement_weight',
     'sokd.loss_area': 'model.areas.area_weight',
@@ -40,13 +40,14 @@ class Balance:
             return []
         self._count += 1
         for name, value in losses.items():
-            if 'loss' in name and name != 'loss' and not name.startswith(_NOT_THE_STUDENTS):  # 'loss': MMEngine's sum
+            if 'loss' in name and name != 'loss' and not name.startswith(_OTHERS):  # 'loss' is MMEngine's for the sum
                 self._sums[name] = self._sums.get(name, 0.0) + value.detach().float()
         if self._count < ITERATIONS or not self._sums:
             return []
         sums = dict(zip(self._sums, torch.stack([*self._sums.values()]).tolist(), strict=True))
         own = sum(value for name, value in sums.items() if not name.startswith(_OURS))
-        ours = {name: value for name, value in sums.items() if name.startswith(_OURS)}
+        # From the loss of refine.at's regressor the student does not learn.
+        ours = {k: value for k, value in sums.items() if k.startswith(_OURS) and k != 'sokd.loss_fit'}
         return [Drowning(name, value / own, _key(name)) for name, value in ours.items() if value > MOST * own > 0]
 
 
