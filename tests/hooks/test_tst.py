@@ -371,23 +371,25 @@ def fit(model, network, pictures, steps, known=()):
 
 
 @torch.no_grad()
-def task_losses_of(model, pictures, draws):
-    """The teacher's and the student's mean task loss on augmented pictures, over draws that are always the same."""
+def measured(model, pictures, draws):
+    """The teacher's and the student's task loss and a burst's objective: means over draws that are always the same."""
     model.eval()
-    model.augmenter.draws = 10_000
     data = model.data_preprocessor(pseudo_collate(pictures[:64]), True)
+    inputs, samples = data['inputs'], data['data_samples']
     losses = []
-    for _ in range(draws):
-        images, samples = model.augment(data['inputs'], data['data_samples'])
-        both = (model.teacher, model.student)
-        losses.append([float(model.parse_losses(m(images, samples, mode='loss'))[0]) for m in both])
+    for i in range(draws):
+        model.augmenter.draws = 10_000 + i
+        parts = model.search_losses(inputs, samples, model.augmenter.tensors())
+        model.augmenter.draws = 10_000 + i  # the same pictures once more
+        student = model.parse_losses(model.student(*model.augment(inputs, samples), mode='loss'))[0]
+        losses.append([float(parts['teacher']), float(student), float(sum(parts.values()))])
     return np.mean(losses, axis=0)
 
 
 def found_by_a_burst(seed, task='cls', temperature=None):
-    """The task losses of the teacher, who has seen inverted and rotated pictures, and of the student, who has not.
+    """What is measured before and after a burst, of a teacher who has seen inverted and rotated pictures.
 
-    As they are before and after a burst of 600 steps of 16 pictures, of a detector 72, at the rate that the hook has.
+    The student has not. The burst has 600 steps of 16 pictures, of a detector 72, at the rate that the hook has.
     """
     torch.manual_seed(seed)
     dense = task == 'det'
@@ -397,17 +399,31 @@ def found_by_a_burst(seed, task='cls', temperature=None):
     fit(model, model.teacher, pictures, 200 if dense else 100, known=['Invert', 'Rotate'])
     model.teacher.requires_grad_(False)
     draws = 8 if dense else 48
-    before = task_losses_of(model, pictures, draws)
+    before = measured(model, pictures, draws)
     burst(runner, passes=6 if dense else 10)
-    return before, task_losses_of(model, pictures, draws)
+    return before, measured(model, pictures, draws)
+
+
+@pytest.mark.parametrize('task', ['cls', 'seg', 'det'])
+def test_a_burst_goes_down_its_objective(task):
+    """Of one batch and one draw, always the same, so that no chance hides a wrong sign."""
+    torch.manual_seed(0)
+    model, pictures, runner = small_problem(task, 16, batch_size=16)
+    ops = ('Brightness', 'Contrast', 'Invert')
+    model.augmenter.temperature = 0.5
+    model.augmenter.sample = lambda n: ImageDraw(ops, torch.full((3,), 0.5), torch.ones(n, 3), torch.full((n, 2), 0.5))
+    before = measured(model, pictures, 1)
+    burst(runner, passes=10)
+    after = measured(model, pictures, 1)
+    assert after[2] < before[2]
 
 
 @pytest.mark.slow
 def test_a_burst_finds_what_the_teacher_knows_and_the_student_does_not():
-    """At the temperature and rate that are shipped, the paper's, in most seeds."""
+    """At the temperature and rate that are shipped, the paper's; the teacher's loss alone in most seeds."""
     found = [found_by_a_burst(seed) for seed in range(3)]
-    right = [now[0] < was[0] and now[1] > was[1] for was, now in found]
-    assert sum(right) >= 2, found
+    assert all(now[2] < was[2] and now[1] > was[1] for was, now in found), found
+    assert sum(now[0] < was[0] for was, now in found) >= 2, found
 
 
 @pytest.mark.slow
@@ -416,114 +432,4 @@ def test_a_burst_with_softer_gates_and_of_label_maps_and_boxes(task, seed, tempe
     before, after = found_by_a_burst(seed, task, temperature)
     assert after[0] < before[0]
     assert after[1] > 1.05 * before[1]
-
-
-def test_the_rate_falls_when_the_loss_no_longer_does():
-    _, _, runner = small_problem()
-    rates, losses = [], iter([1.0, 0.99, 0.9, 0.885, 0.5, 0.485, 0.6, 0.6])
-
-    class Told(TSTHook):
-        def _pass(self, runner, loader, optimizer):
-            rates.append(optimizer.param_groups[0]['lr'])
-            return dict(teacher=next(losses), student=0.0)
-
-    hook = Told(iters=[0], passes=8, lr=1.0)
-    hook.before_train(runner)
-    hook.before_train_iter(runner, 0)
-    # falls by 0.01 (1 %): slower; 0.09: no; 0.015 (1.7 %): slower; 0.385: no; 0.015 (3 %): no; a rise: slower
-    assert rates == pytest.approx([1.0, 1.0, 0.9, 0.9, 0.81, 0.81, 0.81, 0.729])
-
-
-def test_momentum_starts_anew_and_a_pass_sees_each_picture_once():
-    model, pictures, runner = small_problem()
-    seen, moved = [], []
-    preprocess = model.data_preprocessor.forward
-
-    def look(data, training):
-        seen.append(torch.stack([x.float().sum() for x in data['inputs']]))
-        return preprocess(data, training)
-
-    model.data_preprocessor.forward = look
-    for _ in range(2):
-        model.augmenter.probability.zero_()
-        model.augmenter.magnitude.zero_()
-        burst(runner, passes=2, lr=0.5)
-        moved.append(torch.cat([*model.augmenter.tensors().values()]))
-    assert torch.equal(*moved)
-    whole = sorted(float(item['inputs'].float().sum()) for item in pictures)
-    passes = torch.cat([row for row in seen if len(row) == 32]).view(4, -1)  # without the rehearsals'
-    assert all(sorted(row.tolist()) == whole for row in passes)
-    assert not torch.equal(passes[0], passes[1])
-    assert torch.equal(passes[0], passes[2])
-
-
-@pytest.mark.parametrize('who', ['student', 'teacher'])
-def test_what_fails_in_eval_mode_is_told_before_the_training(who):
-    model, _, runner = small_problem()
-    before = [value.clone() for value in (torch.get_rng_state(), model.augmenter.get_extra_state())]
-
-    def fail(module, args):
-        if not module.training:
-            raise KeyError('dn_meta')
-
-    hook = TSTHook(iters=[1])
-    hook.before_train(runner)
-    assert all(map(torch.equal, before, (torch.get_rng_state(), model.augmenter.get_extra_state())))
-    getattr(model, who).backbone.register_forward_pre_hook(fail)
-    with pytest.raises(ValueError, match=rf"^{who}: expected losses that can be computed in .* KeyError: 'dn_meta'$"):
-        hook.before_train(runner)
-    TSTHook(iters=[]).before_train(runner)
-
-
-@pytest.mark.parametrize('num_ops', [1, 2, 3, 14])
-def test_a_burst_with_any_number_of_operators(num_ops):
-    model, _, runner = small_problem()
-    model.augmenter.num_ops = num_ops
-    drawn, sample = [], model.augmenter.sample
-    model.augmenter.sample = lambda n: (drawn.append(sample(n)), drawn[-1])[1]
-    model.augmenter.temperature = 0.5
-    burst(runner, passes=3, lr=0.1)
-    names = {name for draw in drawn[1:] for name in draw.ops}  # the first is the rehearsal's
-    moved = [name for name, x in zip(model.augmenter.ops, model.augmenter.probability, strict=True) if x != 0]
-    assert set(moved) == names
-    if num_ops == 1:
-        assert names & {'Equalize', 'Invert', 'Cutout'}  # which have no magnitude
-
-
-def scaled(scale):
-    """The augmenter's scalars after a burst of three batches whose gradients are scaled so."""
-    torch.manual_seed(0)
-    model, _, runner = small_problem()
-    runner.optim_wrapper.loss_scaler = SimpleNamespace(get_scale=lambda: scale)  # AmpOptimWrapper's
-    burst(runner, lr=0.5, max_batches=3)
-    return torch.cat([*model.augmenter.tensors().values()])
-
-
-@pytest.mark.parametrize('scale', [2.0**16, 2.0**130])
-def test_a_scaled_gradient_is_scaled_back_and_an_overflowing_one_scaled_less(scale):
-    """2^130 is more than fp32 has, and infinite in every gradient."""
-    plain = scaled(1.0)
-    assert plain.any()
-    torch.testing.assert_close(scaled(scale), plain, rtol=1e-4, atol=1e-7)
-
-
-def test_what_is_not_finite_moves_nothing_and_is_told(caplog):
-    model, _, runner = small_problem()
-    runner.optim_wrapper.loss_scaler = SimpleNamespace(get_scale=lambda: 2.0**16)
-    calls, search = [], model.search_losses
-
-    def losses(*args):
-        calls.append(search(*args))
-        return calls[-1] | (dict(student=calls[-1]['student'] * float('inf')) if len(calls) != 2 else {})
-
-    model.search_losses = losses
-    with caplog.at_level(logging.WARNING, 'tst'):
-        burst(runner, lr=0.5, max_batches=3)
-    assert '2 of 3 batches moved nothing' in caplog.text
-    found = torch.cat([*model.augmenter.tensors().values()])
-    assert found.isfinite().all()
-    assert found.any()
-    with caplog.at_level(logging.INFO, 'tst'):
-        calls.clear()
-        burst(runner, lr=0.5, max_batches=2)
-    assert f'student {float(calls[1]["student"]):.4f}' in caplog.text  # the mean of what counted
+    assert after[2] < before[2]
