@@ -6,6 +6,8 @@ so is that they see both signs of a strength. Invert and Cutout have nothing to 
 """
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,15 +100,27 @@ def load_priors(key: str, filename: str | os.PathLike) -> dict[str, ImageOp]:
     ops = {}
     for name in IMITATED:
         prior = build_prior(name)
-        try:
-            prior.load_state_dict(state[name])
-        except (RuntimeError, TypeError, AttributeError) as error:  # another network's, or no weights at all
-            raise ValueError(
-                f"{key}: expected the weights of {name}'s {type(prior).__name__}, found others in {str(filename)!r}, "
-                f'as of an older mmsokd; fit them again by tools/fit_tst_priors.py: {error}'
-            ) from error
+        _check_weights(f'{key}: {filename}, {name}', state[name], prior)
+        prior.load_state_dict(state[name])
         ops[name] = IMAGE_OPS[name]._replace(function=_Frozen(prior))
     return ops
+
+
+def _check_weights(key: str, found: Any, prior: nn.Module) -> None:
+    """Raise ValueError unless ``found`` are weights of such a network, of the same names and shapes."""
+    expected = _shapes(prior.state_dict())
+    given = _shapes(found) if isinstance(found, Mapping) else {}
+    for name in sorted(expected.keys() | given.keys(), key=str):
+        if expected.get(name) != given.get(name):
+            raise ValueError(
+                f"{key}'s {name}: expected {expected.get(name, 'none')} as {type(prior).__name__} has it, found "
+                f'{given.get(name, "none")}, as in a file of an older mmsokd; fit the priors again by '
+                'tools/fit_tst_priors.py'
+            )
+
+
+def _shapes(state: Mapping) -> dict[str, tuple]:
+    return {name: tuple(getattr(value, 'shape', ())) for name, value in state.items()}
 
 
 class _Frozen:

@@ -130,17 +130,31 @@ def test_another_file_is_refused(tmp_path):
         ImageAugmenter(prior='learned', prior_checkpoint=tmp_path / 'a.pth')
 
 
-@pytest.mark.parametrize('change', [lambda state: state.pop('linear.weight'), lambda state: state.clear()])
-def test_a_file_of_an_older_network_is_told(tmp_path, change):
+def resized(state):
+    state['layers.4.weight'] = torch.zeros(3, 16, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (resized, r'layers\.4\.weight: expected \(6, 16, 1, 1\) as ColorPrior has it, found \(3, 16, 1, 1\)'),
+        (lambda state: state.pop('linear.weight'), r'linear\.weight: expected \(6, 3, 3, 3\) as .* found none'),
+        (lambda state: state.update(more=torch.zeros(2)), r'more: expected none as .* found \(2,\)'),
+        (lambda state: state.clear(), r'layers\.0\.bias: expected \(16,\) as .* found none'),
+    ],
+)
+def test_a_file_of_an_older_network_is_told(tmp_path, change, message):
+    """In one line of ours: what is not as expected, and what to do."""
     priors = {name: build_prior(name).state_dict() for name in IMITATED}
     change(priors['Color'])
     torch.save(priors, tmp_path / 'old.pth')
-    message = r"prior_checkpoint: expected the weights of Color's ColorPrior, found others in .*fit them again"
-    with pytest.raises(ValueError, match=message):
+    message = rf"prior_checkpoint: .*old\.pth, Color's {message}, as in a file of an older mmsokd; fit the priors again"
+    with pytest.raises(ValueError, match=message) as caught:
         ImageAugmenter(prior='learned', prior_checkpoint=tmp_path / 'old.pth')
+    assert 'state_dict' not in str(caught.value)  # as PyTorch's own message has it
 
 
 def test_what_are_no_weights_is_told(tmp_path):
     torch.save(dict.fromkeys(IMITATED, 3), tmp_path / 'odd.pth')
-    with pytest.raises(ValueError, match=r'prior_checkpoint: expected the weights of .*found others in'):
+    with pytest.raises(ValueError, match=r"prior_checkpoint: .*odd\.pth, Brightness's .* found none, .* priors again"):
         ImageAugmenter(prior='learned', prior_checkpoint=tmp_path / 'odd.pth')
