@@ -20,8 +20,8 @@ def fitnet_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None, 
         student, teacher: features (N, C, H, W), or any equal shape.
             The distiller hands the teacher over without a graph.
         weight: position weights (N, 1, H, W), e.g. SoKD's areas; the mean is then taken over what they weigh.
-        normalized: divide by the mean square of the teacher's feature, over all of its positions [ours]. Then 1 is a
-            student that says nothing, 0.1 one that misses a tenth of the teacher's power, whatever its scale.
+        normalized: divide by the mean square of the teacher's feature, a constant, over all of its positions [ours].
+            Without ``weight`` 1 is then a student that says nothing, whatever the teacher's scale.
 
     Returns: scalar >= 0; zero iff both agree (where weighed).
 
@@ -32,7 +32,7 @@ def fitnet_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None, 
     loss = mean_squared_error(student, teacher, weight)
     if not normalized:
         return loss
-    power = teacher.square().mean()
+    power = teacher.detach().square().mean()  # a policy that is searched through this loss shall not raise it
     return loss / (power + (power == 0))  # of a blank teacher the plain error is left
 
 

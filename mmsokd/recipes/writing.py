@@ -18,7 +18,7 @@ from mmsokd.recipes.sides import PROBE_SIZES, Side
 
 # What the arguments of the losses mean, for the comments.
 MEANINGS = dict(
-    normalized="relative to the scale of the teacher's feature: 1 is a student that says nothing",
+    normalized="relative to the mean square of the teacher's feature",
     tau='temperature',
     alpha='weight of the true class',
     beta='weight of the other classes',

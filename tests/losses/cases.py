@@ -271,6 +271,7 @@ CASES = {
         lambda _, s, t: losses.fitnet(s, t) / losses.fitnet(0 * t, t),
         same((4, 3, 5, 6), (4, 3)),
         ranks=(2, 3, 4),
+        stops=True,
     ),
     'ATLoss': Case(
         dict(p=2.0), lambda _, s, t: losses.at(s, t), [((4, 3, 5, 6), (4, 3, 5, 6)), ((2, 3, 4, 3), (2, 5, 4, 3))]

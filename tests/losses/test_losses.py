@@ -36,6 +36,13 @@ def test_normalized_fitnet_knows_no_scale(seed, scale):
     torch.testing.assert_close(silent, torch.ones_like(silent))
 
 
+def test_normalized_fitnet_does_not_ask_for_a_louder_teacher():
+    """As where a policy is searched through the loss: the gradient for the teacher is that of the error."""
+    s, t = feats(1), feats(2).requires_grad_()
+    fitnet_loss(s, t, normalized=True).backward()
+    torch.testing.assert_close(t.grad, 2 * (t - s).detach() / t.numel() / t.detach().square().mean())
+
+
 def test_normalized_fitnet_of_a_blank_teacher_is_the_plain_one():
     s = feats(1)
     torch.testing.assert_close(fitnet_loss(s, 0 * s, normalized=True), s.square().mean())
