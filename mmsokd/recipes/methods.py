@@ -137,7 +137,7 @@ HOSTS: dict[str, dict[str, Host]] = {
         'fmkt': Host('FMKTLoss', dict(loss_fmkt=[HEAD, LOGITS]), 1.0, _KNOWN, _FMKT),
     },
     'detection': {
-        'fitnet': Host('FitNetLoss', dict(loss_hint=[LEVELS]), 0.2, f'{_KNOWN}, for some five levels', _RELATIVE),
+        'fitnet': Host('FitNetLoss', dict(loss_hint=[LEVELS]), 0.2, f'{_KNOWN}, one over five levels', _RELATIVE),
         'at': Host('ATLoss', dict(loss_at=[LEVELS]), 100.0, _KNOWN),
         'pkd': Host('PKDLoss', dict(loss_pkd=[LEVELS]), 10.0, "the authors' for RetinaNet"),
         'cwd': Host('CWDLoss', dict(loss_cwd=[LEVELS]), 10.0, "MMRazor's for RetinaNet", dict(tau=1.0)),
