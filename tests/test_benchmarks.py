@@ -190,6 +190,24 @@ def test_peers_without_mmrazor(module, monkeypatch, tmp_path):
     assert torch.__version__ == version
 
 
+def test_peers_add_up_the_levels_of_the_host(module):
+    peers = module('peers')
+    ours = dict(loss=8.0, loss_cls=5.0, **{'distill.loss_cwd': 3.0, 'sokd.loss_area': 4.0})
+    theirs = dict(loss=8.0, **{'student.loss_cls': 5.0, 'distill.loss_cwd_0': 1.0, 'distill.loss_cwd_1': 2.0})
+    assert peers.loss_of_host(ours) == peers.loss_of_host(theirs) == 3
+    assert peers.loss_of_host(dict(loss=5.0, loss_cls=5.0)) == 0
+
+
+def test_peers_compare_cwd_as_the_config_has_it(module):
+    """The temperature and the weight are the config's, or both sides would not train on the same loss."""
+    from mmengine.config import Config
+
+    peers = module('peers')
+    path = module('_cases').CONFIGS / 'detection/cwd/cwd_retinanet_r101-r18_fpn_1x_coco.py'
+    ours, theirs = Config.fromfile(path).model.terms.loss_cwd, peers.HOSTS['cwd'][0]
+    assert (ours.tau, ours.loss_weight) == (theirs['tau'], theirs['loss_weight'])
+
+
 def test_other_paces_of_the_teacher(tool):
     rows, figures = tool(
         'step', '--memory-rounds', '1', '--skip', 'SoKD, unrolled', '--pace', 'trim', 'autocast', *TINY
