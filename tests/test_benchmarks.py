@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmsokd.distillers.build import build_model
+
 TOOLS = Path(__file__).resolve().parents[1] / 'tools/benchmark'
 TINY = ['--case', 'cifar', '--side', '16', '--width', '0.125', '--batch-size', '2', '--rounds', '2', '--warm-up', '0']
 MAPS = ['--batch-size', '3', '--channels', '8', '--side', '6', '--num-areas', '4', '--rounds', '2', '--warm-up', '1']
@@ -88,6 +90,19 @@ def test_narrow_scales_every_width(module):
     assert model['backbone'] == dict(type='ResNet', depth=18, base_channels=16, stem_channels=16)
     assert model['neck'] == dict(in_channels=[16, 32], out_channels=64)
     assert model['bbox_head'] == dict(in_channels=64, feat_channels=64, num_classes=80)
+
+
+def test_the_side_is_that_of_the_pictures_that_are_seen(module):
+    """mmseg's preprocessor pads to its config's crop, of 512 x 1024 here, whatever comes in."""
+    cases = module('_cases')
+    cfg = cases.teacher_config('mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py')
+    cases.narrow(cfg, 0.125)
+    training = cases.Training(build_model('model', cfg), dict(type='OptimWrapper', optimizer=dict(type='SGD')), 48, 2)
+    for side in (48, 64):
+        training.resize(side, 2)
+        seen = training.model.data_preprocessor(training.batch(), True)
+        assert seen['inputs'].shape == (2, 3, side, side)
+        assert all(sample.gt_sem_seg.data.shape == (1, side, side) for sample in seen['data_samples'])
 
 
 def test_parts(tool):
