@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmsokd.distillers.build import build_model
+
 TOOLS = Path(__file__).resolve().parents[1] / 'tools/benchmark'
 TINY = ['--case', 'cifar', '--side', '16', '--width', '0.125', '--batch-size', '2', '--rounds', '2', '--warm-up', '0']
 MAPS = ['--batch-size', '3', '--channels', '8', '--side', '6', '--num-areas', '4', '--rounds', '2', '--warm-up', '1']
@@ -88,6 +90,19 @@ def test_narrow_scales_every_width(module):
     assert model['backbone'] == dict(type='ResNet', depth=18, base_channels=16, stem_channels=16)
     assert model['neck'] == dict(in_channels=[16, 32], out_channels=64)
     assert model['bbox_head'] == dict(in_channels=64, feat_channels=64, num_classes=80)
+
+
+def test_the_side_is_that_of_the_pictures_that_are_seen(module):
+    """mmseg's preprocessor pads to its config's crop, of 512 x 1024 here, whatever comes in."""
+    cases = module('_cases')
+    cfg = cases.teacher_config('mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py')
+    cases.narrow(cfg, 0.125)
+    training = cases.Training(build_model('model', cfg), dict(type='OptimWrapper', optimizer=dict(type='SGD')), 48, 2)
+    for side in (48, 64):
+        training.resize(side, 2)
+        seen = training.model.data_preprocessor(training.batch(), True)
+        assert seen['inputs'].shape == (2, 3, side, side)
+        assert all(sample.gt_sem_seg.data.shape == (1, side, side) for sample in seen['data_samples'])
 
 
 def test_parts(tool):
@@ -188,6 +203,24 @@ def test_peers_without_mmrazor(module, monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match=r'expected version 1\.0\.0'):
         peers.import_mmrazor(tmp_path)
     assert torch.__version__ == version
+
+
+def test_peers_add_up_the_levels_of_the_host(module):
+    peers = module('peers')
+    ours = dict(loss=8.0, loss_cls=5.0, **{'distill.loss_cwd': 3.0, 'sokd.loss_area': 4.0})
+    theirs = dict(loss=8.0, **{'student.loss_cls': 5.0, 'distill.loss_cwd_0': 1.0, 'distill.loss_cwd_1': 2.0})
+    assert peers.loss_of_host(ours) == peers.loss_of_host(theirs) == 3
+    assert peers.loss_of_host(dict(loss=5.0, loss_cls=5.0)) == 0
+
+
+def test_peers_compare_cwd_as_the_config_has_it(module):
+    """The temperature and the weight are the config's, or both sides would not train on the same loss."""
+    from mmengine.config import Config
+
+    peers = module('peers')
+    path = module('_cases').CONFIGS / 'detection/cwd/cwd_retinanet_r101-r18_fpn_1x_coco.py'
+    ours, theirs = Config.fromfile(path).model.terms.loss_cwd, peers.HOSTS['cwd'][0]
+    assert (ours.tau, ours.loss_weight) == (theirs['tau'], theirs['loss_weight'])
 
 
 def test_other_paces_of_the_teacher(tool):

@@ -13,6 +13,7 @@ from _measure import Variant, bytes_of
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import MessageHub
+from mmengine.model import BaseDataPreprocessor
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
@@ -169,6 +170,9 @@ class Training:
         pictures = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(self.device)
         samples = [copy.deepcopy(samples[i % len(samples)]).to(self.device) for i in range(batch_size)]
         self._batch = dict(inputs=list(pictures), data_samples=samples)
+        for module in self.model.modules():
+            if isinstance(module, BaseDataPreprocessor) and getattr(module, 'size', None) is not None:
+                module.size = (side, side)  # mmseg's would pad each picture to its config's crop
 
     def batch(self) -> dict:
         """A copy: mmseg's preprocessor pads in place."""

@@ -11,7 +11,7 @@ import argparse
 import copy
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,13 @@ import torch
 from _cases import CONFIGS, Teaching, Training, add_sizes, build, load, searching_step, student_alone
 from _measure import MIB, Spread, Variant, add_rounds, clock_name, markdown, memory, ratios, times, write
 from mmengine.registry import MODELS, DefaultScope
-from torch import nn
+from torch import Tensor, nn
 
 LEVELS = 5
-# Ours by config; MMRazor's loss of the same formula, and the names of its arguments.
+# Ours by config; MMRazor's loss of the same formula and weight, and the names of its arguments.
 HOSTS: dict[str, tuple[dict, tuple[str, str]]] = {
     'pkd': (dict(type='PKDLoss', loss_weight=10.0), ('preds_S', 'preds_T')),
-    'cwd': (dict(type='ChannelWiseDivergence', tau=4.0, loss_weight=50.0), ('preds_S', 'preds_T')),
+    'cwd': (dict(type='ChannelWiseDivergence', tau=1.0, loss_weight=10.0), ('preds_S', 'preds_T')),
     'fitnet': (dict(type='L2Loss', normalize=False, div_element=True), ('s_feature', 't_feature')),
 }
 PEERS = ('SingleTeacherDistill', 'FpnTeacherDistill')
@@ -123,20 +123,30 @@ def trainings(host: str, args: argparse.Namespace) -> tuple[dict[str, Training],
     return found, Teaching(plain)
 
 
+def loss_of_host(logged: Mapping[str, Tensor]) -> float:
+    """Of one step, over all levels; both toolboxes call its parts ``distill.*``."""
+    return float(sum(value for key, value in logged.items() if key.startswith('distill.')))
+
+
 def compare(host: str, args: argparse.Namespace) -> dict[str, Any]:
     """The figures of one host."""
     found, teaching = trainings(host, args)
+    losses = {name: loss_of_host(training.step(training.batch())) for name, training in found.items()}
     variants: dict[str, Variant] = {name: training.variant() for name, training in found.items()}
     sokd = found['mmsokd, SoKD searching']
     variants['mmsokd, SoKD searching'] = sokd.variant(searching_step(sokd, 'fused'))
     variants['teacher, to the tap'] = teaching.variant('to_the_tap')
     seconds = times(variants, args)
     held = {name: own.total for name, own in memory(variants, args.memory_rounds).items()}
-    return dict(seconds=seconds, bytes=held, checkpoint={k: checkpoint_bytes(t) for k, t in found.items()})
+    files = {name: checkpoint_bytes(training) for name, training in found.items()}
+    return dict(seconds=seconds, bytes=held, checkpoint=files, loss=losses)
 
 
 def table(figures: dict[str, Any]) -> str:
-    """Ratios above one speak for ours: a peer's time or memory over that of our plain host."""
+    """Ratios above one speak for ours: a peer's time or memory over that of our plain host.
+
+    The host's loss is that of the very first step, in which all have the same weights: the same work is compared.
+    """
     seconds, held, files = figures['seconds'], figures['bytes'], figures['checkpoint']
     floor = [sum(pair) for pair in zip(seconds['student alone'], seconds['teacher, to the tap'], strict=True)]
     base, base_held = seconds['mmsokd, plain'], held['mmsokd, plain']
@@ -152,10 +162,11 @@ def table(figures: dict[str, Any]) -> str:
                 ratios(held[name], base_held).text(),
                 f'{size / MIB:.1f}',
                 f'{size / files["student alone"]:.2f}',
+                f'{figures["loss"][name]:.4f}',
             ]
         )
     head = ['step', 'ms', 'times the floor', 'times ours, plain', 'peak MiB', 'times ours, plain']
-    return markdown([*head, 'checkpoint MiB', "times the student's"], rows)
+    return markdown([*head, 'checkpoint MiB', "times the student's", "the host's loss"], rows)
 
 
 def main() -> None:
