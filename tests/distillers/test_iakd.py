@@ -286,7 +286,7 @@ def test_a_cut_run_is_the_whole_one(tmp_path, monkeypatch, hooks):
 def worker(rank, folder):
     model = built()
     torch.manual_seed(rank)  # as MMEngine's diff_rank_seed does
-    wrapped = MMDistributedDataParallel(model)
+    wrapped = MMDistributedDataParallel(model, broadcast_buffers=False)
     wrapper = OptimWrapper(torch.optim.SGD(wrapped.parameters(), lr=0.01))
     drawn = []
     for i in range(12):

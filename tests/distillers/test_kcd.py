@@ -153,7 +153,7 @@ def worker(rank, folder):
     torch.manual_seed(0)
     adapter = dict(MATCHING, interval=3, batches=2)
     model = distiller('Distiller', terms=dict(loss_hint=dict(hint(), adapter=adapter))).train()
-    wrapped = MMDistributedDataParallel(model)
+    wrapped = MMDistributedDataParallel(model, broadcast_buffers=False)
     optim_wrapper = OptimWrapper(torch.optim.SGD(wrapped.parameters(), lr=0.01))
     for i in range(5):
         MessageHub.get_current_instance().update_info('iter', i)

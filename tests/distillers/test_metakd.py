@@ -195,10 +195,24 @@ def test_a_cut_run_is_the_whole_one(tmp_path, monkeypatch, ema):
     assert whole['state_dict']['refine.necks.loss_mgd.expand_0'].any()
 
 
+def test_the_hook_judges_by_the_students_task_loss(monkeypatch):
+    """Not by the training's, of which the terms are a part that a refiner could please itself."""
+    calls = []
+
+    def passes(*args):
+        calls.append(args)
+        return unrolled_passes(*args)
+
+    monkeypatch.setattr('mmsokd.hooks.meta_refine.unrolled_passes', passes)
+    runner, hook = begun(built())
+    hook.before_train_iter(runner, 0, raw_cls_batch(4))
+    assert [args[4] for args in calls] == [task_losses]
+
+
 def worker(rank, folder):
     """Four iterations on each rank's own batches: student and refiner must stay one."""
     model = built()
-    wrapped = MMDistributedDataParallel(model)
+    wrapped = MMDistributedDataParallel(model, broadcast_buffers=False)
     runner, hook = begun(model, interval=2, lr=0.01)
     runner.model = wrapped
     for i in range(4):

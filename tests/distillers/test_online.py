@@ -128,7 +128,7 @@ def in_double(model):
 
 def test_a_mutual_gate_opens_each_way_where_the_other_is_better():
     """DPD by the slow twin, each direction with its own weights: what is above 1 in the one is below 1 in the other."""
-    model = built(terms=DPD, mutual=['loss_dpd'])
+    model = built(terms=dict(loss_dpd=dict(DPD['loss_dpd'], loss_weight=0.3)), mutual=['loss_dpd'])
     data = in_double(model)
     plain = copy.deepcopy((model.student, model.online_teacher))
     losses = model(**copy.deepcopy(data), mode='loss')
@@ -139,7 +139,7 @@ def test_a_mutual_gate_opens_each_way_where_the_other_is_better():
     labels = [sample.gt_label.item() for sample in data['data_samples']]
     for name, (one, other) in {'distill': (s, t), 'mutual': (t, s)}.items():
         gate = reference.dpd_weights(one, other, labels, 2.0)
-        expected = reference.weighted_kd(one, other, gate, 3.0)
+        expected = 0.3 * reference.weighted_kd(one, other, gate, 3.0)
         assert losses[f'{name}.loss_dpd'].item() == pytest.approx(expected, rel=1e-9)
     gates = [reference.dpd_weights(*pair, labels, 2.0) for pair in ((s, t), (t, s))]
     assert [a * b for a, b in zip(*gates, strict=True)] == pytest.approx([1.0] * len(labels))
@@ -282,8 +282,8 @@ def test_a_cut_run_is_the_whole_one(tmp_path, monkeypatch):
 
 
 def worker(rank, folder):
-    model = built(mutual=['loss_kd'])
-    wrapped = MMDistributedDataParallel(model)
+    model = built(terms=dict(TERMS, **DPD), mutual=['loss_kd', 'loss_dpd'])
+    wrapped = MMDistributedDataParallel(model, broadcast_buffers=False)
     wrapper = OptimWrapper(torch.optim.SGD(wrapped.parameters(), lr=0.01))
     before = model.online_teacher.head.fc.weight.detach().clone()
     for i in range(3):
