@@ -328,6 +328,16 @@ def test_sokd_acts_beside_it(kind):
     assert all(p.grad is not None for p in model.parameters())
 
 
+def test_a_teacher_that_somebody_set_to_train_is_swapped_in_at_rest():
+    """A stage in training mode would count on the student's batches."""
+    model = built(probability=1.0)
+    model.teacher.train()
+    before = {name: value.clone() for name, value in model.teacher.named_buffers()}
+    losses_of(model, batch())
+    assert not any(module.training for module in model.teacher.modules())
+    assert all(torch.equal(before[name], value) for name, value in model.teacher.named_buffers())
+
+
 def test_a_term_sees_the_stage_that_is_swapped_in():
     seen = []
     model = built(probability=1.0, terms=HINT)

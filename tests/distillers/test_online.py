@@ -115,6 +115,22 @@ def test_the_teacher_learns_from_its_own_loss_alone_and_the_student_from_the_res
     assert summed(values(), 'distill.').item() != before  # though it takes no gradient, it is this step's teacher
 
 
+def test_the_teachers_annotations_are_its_own():
+    """Some heads change them in place; the student's turn is next."""
+    model = built()
+    plain = losses_of(model, batch())['student.loss']
+    forward = model.online_teacher.forward
+
+    def careless(inputs, data_samples=None, **kwargs):
+        losses = forward(inputs, data_samples, **kwargs)
+        for sample in data_samples or []:
+            sample.set_gt_label(0)
+        return losses
+
+    model.online_teacher.forward = careless
+    torch.testing.assert_close(losses_of(model, batch())['student.loss'], plain)
+
+
 # ---- both ways ------------------------------------------------------------------------------------------------------
 
 
