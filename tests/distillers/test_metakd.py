@@ -125,6 +125,31 @@ def test_the_passes_leave_no_trace():
     assert not model.refine.necks['loss_hint'].is_exposed
 
 
+def test_every_pass_sees_one_function(monkeypatch):
+    """Also where a forward draws, and moves a buffer that the next one reads, as a memory bank is."""
+    model = built()
+    runner, _ = begun(model)
+    model.register_buffer('bank', torch.zeros(()))
+
+    def disturbed(_module, args):
+        model.bank += 1
+        return (args[0] + model.bank + torch.rand_like(args[0]),)
+
+    model.student.backbone.conv1.register_forward_pre_hook(disturbed)
+    values = []
+
+    def passes(loss, weights, chi, outer, **_):
+        values.extend([loss().item(), outer().item(), loss().item(), outer().item()])
+        return [torch.zeros_like(leaf) for leaf in chi]
+
+    monkeypatch.setattr(unrolling, 'unrolled_gradient', passes)
+    state = torch.get_rng_state()
+    unrolled_passes(runner, raw_cls_batch(4), dict(model.refine.necks.items()), 0.01, task_losses)
+    assert values[:2] == values[2:]
+    assert model.bank == 0
+    assert torch.equal(state, torch.get_rng_state())  # the step that follows draws as if they had not been
+
+
 @pytest.mark.parametrize('task', TASKS)
 def test_trains(task):
     """The refiner moves in the steps of its interval alone, and by its hook alone."""

@@ -1,5 +1,6 @@
 """ACKD: its parts, the learners' fusion, who learns what from the discriminator, and which levels it takes."""
 
+import copy
 import math
 import re
 
@@ -100,6 +101,21 @@ def test_without_weight_the_student_is_not_touched_and_no_class_asked_for():
     assert all(p.grad is not None for p in loss.parameters())  # DDP waits for all of them
     learns = {key.split('.')[0] for key, p in loss.named_parameters() if p.grad.any()}
     assert learns == {'discriminate'}
+
+
+def test_what_is_ignored_teaches_the_learners_nothing():
+    """A class that is left out by ``ignore_index`` is as one that nobody knows, and not as one that is told."""
+    name, index = next((name, i) for name, i in SHAPES if len(CASES[name].shapes[i][0][-1]) == 4)
+    loss, (s, t) = build(name), sides(name, index)
+    samples = more(name, s)['samples']
+    unknown = copy.deepcopy(samples)
+    for sample in unknown:
+        plane = sample.gt_sem_seg.data
+        plane[plane == 0] = 255
+    told, expected = (loss(s, t, samples=x).stats['ackd.auxiliary'] for x in (samples, unknown))
+    loss.ignore_index = 0
+    torch.testing.assert_close(loss(s, t, samples=samples).stats['ackd.auxiliary'], expected)
+    assert abs(told - expected) > 1e-4
 
 
 def test_targets_are_constants():
