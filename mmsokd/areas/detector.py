@@ -64,7 +64,8 @@ class DistinctiveAreaDetector(BaseModule):
             ``normalization='all'``; ours is 1 with ``'area'``.
         anchor_weight: of the anchor term [ours]; 0 switches it off.
         overlap: cells under several boxes count once (``'union'``) [ours] or as often (``'sum'``) [authors' fork].
-        normalization: mean over the masked cells (``'area'``) [ours], or the whole map (``'all'``) [authors' fork].
+        normalization: mean over the masked cells (``'area'``) [ours], or the whole map (``'all'``) [authors' fork];
+            ``'teacher'`` is as ``'area'``, relative to the mean square of the teacher's feature, level by level [ours].
         stop_teacher_grad: the head learns from the student's side only [ours].
         final_relu: see :class:`AreaHead`.
 
@@ -91,7 +92,7 @@ class DistinctiveAreaDetector(BaseModule):
         super().__init__(init_cfg)
         check_choice('areas.source', source, ['student', 'teacher', 'mutual'])
         check_choice('areas.overlap', overlap, ['union', 'sum'])
-        check_choice('areas.normalization', normalization, ['area', 'all'])
+        check_choice('areas.normalization', normalization, ['area', 'all', 'teacher'])
         check_integer('areas.num_areas', num_areas, 1)
         check_integer('areas.num_classes', num_classes, 1)
         if feat_channels is not None:
@@ -188,13 +189,22 @@ def area_loss(student: Tensor, teacher: Tensor, weight: Tensor, normalization: s
     """L_DA of one level: the squared difference (N, C, H, W), weighted by (N, 1, H, W).
 
     ``'all'`` divides by N C H W [authors' fork]; ``'area'`` by C times the number of covered cells [ours], since the
-    loss would otherwise fade as the map grows.
+    loss would otherwise fade as the map grows; ``'teacher'`` moreover by the teacher's mean square [ours], since it
+    would otherwise be as large as the teacher's scale has it.
     """
     error = F.mse_loss(student, teacher, reduction='none').sum(1, keepdim=True)  # its backward is one pass
     squared = (error * weight).sum()
     if normalization == 'all':
         return squared / student.numel()
-    return squared / ((weight > 0).sum() * student.shape[1]).clamp(min=1)
+    mean = squared / ((weight > 0).sum() * student.shape[1]).clamp(min=1)
+    return mean / power_of(teacher) if normalization == 'teacher' else mean
+
+
+@torch.no_grad()
+def power_of(teacher: Tensor) -> Tensor:
+    """The mean square of a feature, to divide by: a constant, and 1 for a blank one."""
+    power = teacher.square().mean()
+    return power + (power == 0)
 
 
 @torch.no_grad()

@@ -170,10 +170,11 @@ HOSTS: dict[str, dict[str, Host]] = {
 }
 ALIASES = dict(skd='studentfriendlykd')  # as its paper calls it
 # DAM's options, as the configs of each task have them.
+# The area loss is a plain error too, and so relative here; of detection's some five levels, which are summed, a fifth.
 AREAS = dict(
-    classification=dict(num_areas=8, feat_channels=64),
-    segmentation=dict(feat_channels=64),
-    detection=dict(num_areas=16),
+    classification=dict(num_areas=8, feat_channels=64, normalization='teacher'),
+    segmentation=dict(feat_channels=64, normalization='teacher'),
+    detection=dict(num_areas=16, normalization='teacher', area_weight=0.2),
 )
 
 

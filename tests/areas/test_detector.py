@@ -73,7 +73,7 @@ def test_losses_by_hand():
     torch.testing.assert_close(result.losses['loss_anchor'], 0.5 * F.mse_loss(theirs.heat[:, 0], energy))
 
 
-@pytest.mark.parametrize('normalization', ['all', 'area'])
+@pytest.mark.parametrize('normalization', ['all', 'area', 'teacher'])
 @pytest.mark.parametrize('overlap', ['sum', 'union'])
 def test_area_loss_against_a_plain_loop(normalization, overlap):
     result = detector(normalization=normalization, overlap=overlap)(pyramid(1), pyramid(2))
@@ -91,7 +91,18 @@ def test_area_loss_gradient():
         torch.randn(2, 3, 4, 4, dtype=torch.float64),
     )
     weight = (torch.rand(2, 1, 4, 4) > 0.5).double()
-    assert torch.autograd.gradcheck(lambda x: area_loss(x, t, weight, 'area'), (s,))
+    for normalization in ('area', 'teacher'):
+        assert torch.autograd.gradcheck(lambda x, by=normalization: area_loss(x, t, weight, by), (s,))
+
+
+def test_an_area_loss_relative_to_the_teacher_knows_no_scale():
+    s, t, weight = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4), torch.ones(2, 1, 4, 4)
+    found = area_loss(50 * s, 50 * t, weight, 'teacher')
+    torch.testing.assert_close(found, area_loss(s, t, weight, 'teacher'))
+    assert area_loss(s, 0 * t, weight, 'teacher') == area_loss(s, 0 * t, weight, 'area')
+    t.requires_grad_()  # as a policy's that is searched through it, which shall not make the teacher louder
+    area_loss(s, t, weight, 'teacher').backward()
+    torch.testing.assert_close(t.grad, 2 * (t - s).detach() / t.numel() / t.detach().square().mean())
 
 
 def test_sources():

@@ -22,4 +22,5 @@ def area_loss(student, teacher, weight, normalization):
                 m = float(weight[b, 0, i, j])
                 covered += m > 0
                 total += m * sum(float(student[b, k, i, j] - teacher[b, k, i, j]) ** 2 for k in range(c))
-    return total / (n * c * h * w) if normalization == 'all' else total / max(covered * c, 1)
+    power = sum(float(x) ** 2 for x in teacher.ravel()) / teacher.size if normalization == 'teacher' else 1.0
+    return total / (n * c * h * w) if normalization == 'all' else total / max(covered * c, 1) / power
