@@ -406,7 +406,7 @@ def found_by_a_burst(seed, task='cls', temperature=None):
 
 @pytest.mark.parametrize('task', ['cls', 'seg', 'det'])
 def test_a_burst_goes_down_its_objective(task):
-    """Of one batch and one draw, always the same, so that no chance hides a wrong sign."""
+    """Of one batch and one draw, always the same, so that no chance hides a step that goes up."""
     torch.manual_seed(0)
     model, pictures, runner = small_problem(task, 16, batch_size=16)
     ops = ('Brightness', 'Contrast', 'Invert')
