@@ -107,7 +107,10 @@ def _patches(feat: Tensor, side: int) -> Tensor:
 
 @MODELS.register_module()
 class RCKALoss(TermLoss):
-    """:func:`rcka_loss` as a term's loss. Take a ``loss_weight`` of 15, as the authors' code does for either part.
+    """:func:`rcka_loss` as a term's loss. Take a ``loss_weight`` that grows to 1, ``[(0.0, 0.0), (0.25, 1.0)]``.
+
+    The gradient goes with one over the scale of the student's logits, which is small at first: a weight that is large
+    from the start drowns the student's own loss. The authors' code, which does not centre, has 15 for either part.
 
     Args:
         picture_weight, class_weight: of the two parts.

@@ -137,6 +137,16 @@ def test_pcka_ignores_scale_and_shift_of_a_channel(seed, scale, shift):
     torch.testing.assert_close(pcka_loss(moved, t, 2), pcka_loss(s, t, 2))
 
 
+@pytest.mark.parametrize('scale', [1e-3, 0.1, 10.0])
+def test_rckas_gradient_goes_with_one_over_the_scale_of_the_logits(scale):
+    """Why its weight begins at 0: the first logits are small. Along the logits there is none, so that they grow."""
+    s, t = feats(3, (6, 5)), feats(4, (6, 5))
+    small = s.detach() * scale
+    grads = [torch.autograd.grad(rcka_loss(x, t), x)[0] for x in (s.requires_grad_(), small.requires_grad_())]
+    torch.testing.assert_close(grads[1] * scale, grads[0])
+    torch.testing.assert_close((grads[0] * s).sum(), torch.zeros_like(s[0, 0]))
+
+
 def test_pcka_compares_places_and_not_what_a_patch_looks_like():
     """To turn all patches, or to exchange the pictures, is an orthogonal transform; to move patches is none."""
     s, t = feats(1, (2, 3, 6, 8)), feats(2, (2, 3, 6, 8))
