@@ -12,6 +12,8 @@ from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 
 import mmsokd  # noqa: F401 (registers)
+from mmsokd.export import export_student
+from mmsokd.registry import MODELS
 
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True, pad_size_divisor=32)
 IMAGENET_SEG = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True, size=(64, 64))
@@ -228,6 +230,15 @@ def assert_resumes(build, make=lambda seed: raw_cls_batch(4, seed=seed)) -> None
         ours, theirs = (stepped(*pair, seed) for pair in ((model, wrapper), (other, other_wrapper)))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), seed
+
+
+def assert_exports(model, plain: dict) -> None:
+    """A distiller exports its student, whole, as the model of the config ``plain``."""
+    exported = export_student(dict(state_dict=model.state_dict(), meta={}))['state_dict']
+    built = MODELS.build(plain)
+    built.load_state_dict(exported, strict=True)
+    student = model.student.state_dict()
+    assert all(torch.equal(value, student[name]) for name, value in built.state_dict().items())
 
 
 def without_scope(node):

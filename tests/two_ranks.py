@@ -8,6 +8,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
+
+from tests.builders import raw_cls_batch
 
 
 def on_two_ranks(worker: Callable, folder: Path, *args) -> None:
@@ -33,6 +37,23 @@ def leave_rank() -> None:
     """
     time.sleep(1)  # the others may still be reading what this one has sent
     os._exit(0)
+
+
+def assert_terms_learn_as_one(build: Callable, rank: int) -> None:
+    """The learned parts of a classifier's term stay one on both ranks, at work and at rest.
+
+    ``build(loss_weight=...)`` gives the distiller. At work all of its terms' parameters move, at rest none does.
+    """
+    for weight in (1.0, [(0.0, 0.0), (0.5, 1.0)]):
+        model = build(loss_weight=weight)
+        wrapped = MMDistributedDataParallel(model, broadcast_buffers=False)
+        wrapper = OptimWrapper(torch.optim.SGD(wrapped.parameters(), lr=0.01))
+        before = [p.detach().clone() for p in model.terms.parameters()]
+        for i in range(2):  # in the second step DDP misses a parameter that the first has not used
+            wrapped.train_step(raw_cls_batch(4, seed=10 * rank + i), wrapper)
+        assert_same(torch.cat([p.detach().flatten() for p in model.parameters()]), weight)
+        moved = [not torch.equal(*pair) for pair in zip(before, model.terms.parameters(), strict=True)]
+        assert moved == [weight == 1.0] * len(before)
 
 
 def assert_same(tensor: torch.Tensor, *why) -> None:

@@ -4,13 +4,18 @@ import re
 
 import pytest
 import torch
-from mmengine.model import MMDistributedDataParallel
-from mmengine.optim import OptimWrapper
 
-from mmsokd.export import export_student
-from mmsokd.registry import MODELS
-from tests.builders import assert_resumes, classifier, distiller, losses_of, raw_cls_batch, retinanet, segmentor
-from tests.two_ranks import assert_same, on_two_ranks
+from tests.builders import (
+    assert_exports,
+    assert_resumes,
+    classifier,
+    distiller,
+    losses_of,
+    raw_cls_batch,
+    retinanet,
+    segmentor,
+)
+from tests.two_ranks import assert_terms_learn_as_one, on_two_ranks
 
 STAGES = [f'backbone.layer{i}' for i in (2, 3, 4)]
 ACKD = dict(type='mmsokd.ACKDLoss', tap=[*STAGES, 'head.fc'], head_channels=8)
@@ -38,10 +43,7 @@ def test_learners_vanish_from_the_exported_student():
     saved = model.state_dict()
     parts = {part for name in saved if name.startswith('terms.') for part in name.split('.')}
     assert {'learners', 'query', 'classify', 'discriminate'} <= parts
-    exported = export_student(dict(state_dict=saved, meta={}))['state_dict']
-    plain = MODELS.build(classifier(8))
-    plain.load_state_dict(exported, strict=True)
-    assert sum(p.numel() for p in plain.parameters()) == sum(p.numel() for p in model.student.parameters())
+    assert_exports(model, classifier(8))
 
 
 def test_resume_continues_exactly():
@@ -49,16 +51,7 @@ def test_resume_continues_exactly():
 
 
 def worker(rank, folder):
-    for weight in (1.0, [(0.0, 0.0), (0.5, 1.0)]):  # at work, and at rest
-        model = built(loss_weight=weight)
-        wrapped = MMDistributedDataParallel(model, broadcast_buffers=False)
-        wrapper = OptimWrapper(torch.optim.SGD(wrapped.parameters(), lr=0.01))
-        before = [p.detach().clone() for p in model.terms.parameters()]
-        for i in range(2):  # in the second step DDP misses a parameter that the first has not used
-            wrapped.train_step(raw_cls_batch(4, seed=10 * rank + i), wrapper)
-        assert_same(torch.cat([p.detach().flatten() for p in model.parameters()]), weight)
-        moved = [not torch.equal(*pair) for pair in zip(before, model.terms.parameters(), strict=True)]
-        assert moved == [weight == 1.0] * len(before)
+    assert_terms_learn_as_one(built, rank)
 
 
 @pytest.mark.slow

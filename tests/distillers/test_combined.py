@@ -13,10 +13,11 @@ from mmengine.optim import OptimWrapper
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from mmsokd.export import export_part, export_student
+from mmsokd.export import export_part
 from mmsokd.hooks import PolicySearchHook, TSTHook
 from mmsokd.registry import MODELS
 from tests.builders import (
+    assert_exports,
     assert_resumes,
     distiller,
     losses_of,
@@ -233,8 +234,7 @@ def test_all_of_them_train_and_resume_on_dense_tasks(task, tmp_path):
     assert all(torch.equal(trained[name], value) for name, value in model.teacher.state_dict().items())
     learn(model, MAKE[task](0))
     student, *_ = EVERYWHERE[task]
-    exported = export_student(dict(state_dict=model.state_dict(), meta={}))['state_dict']
-    MODELS.build(student()).load_state_dict(exported, strict=True)
+    assert_exports(model, student())
 
 
 def test_a_hook_for_distillers_beside_sftns_trainer_is_told():

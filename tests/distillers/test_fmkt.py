@@ -4,13 +4,18 @@ import re
 
 import pytest
 import torch
-from mmengine.model import MMDistributedDataParallel
-from mmengine.optim import OptimWrapper
 
-from mmsokd.export import export_student
-from mmsokd.registry import MODELS
-from tests.builders import assert_resumes, classifier, distiller, losses_of, raw_cls_batch, retinanet, segmentor
-from tests.two_ranks import assert_same, on_two_ranks
+from tests.builders import (
+    assert_exports,
+    assert_resumes,
+    classifier,
+    distiller,
+    losses_of,
+    raw_cls_batch,
+    retinanet,
+    segmentor,
+)
+from tests.two_ranks import assert_terms_learn_as_one, on_two_ranks
 
 FMKT = dict(type='mmsokd.FMKTLoss', tap=['backbone.layer4', 'head.fc'], steps=4)
 
@@ -35,10 +40,7 @@ def test_flow_vanishes_from_the_exported_student():
     model = built()
     saved = model.state_dict()
     assert {'velocity', 'classify'} <= {part for name in saved if name.startswith('terms.') for part in name.split('.')}
-    exported = export_student(dict(state_dict=saved, meta={}))['state_dict']
-    plain = MODELS.build(classifier(8))
-    plain.load_state_dict(exported, strict=True)
-    assert sum(p.numel() for p in plain.parameters()) == sum(p.numel() for p in model.student.parameters())
+    assert_exports(model, classifier(8))
 
 
 def test_resume_continues_exactly():
@@ -46,16 +48,7 @@ def test_resume_continues_exactly():
 
 
 def worker(rank, folder):
-    for weight in (1.0, [(0.0, 0.0), (0.5, 1.0)]):  # at work, and at rest
-        model = built(loss_weight=weight)
-        wrapped = MMDistributedDataParallel(model, broadcast_buffers=False)
-        wrapper = OptimWrapper(torch.optim.SGD(wrapped.parameters(), lr=0.01))
-        before = model.terms['loss_fmkt'].losses[0].classify.weight.detach().clone()
-        for i in range(2):  # in the second step DDP misses a parameter that the first has not used
-            wrapped.train_step(raw_cls_batch(4, seed=10 * rank + i), wrapper)
-        assert_same(torch.cat([p.detach().flatten() for p in model.parameters()]), weight)
-        moved = not torch.equal(before, model.terms['loss_fmkt'].losses[0].classify.weight)
-        assert moved == (weight == 1.0)
+    assert_terms_learn_as_one(built, rank)
 
 
 @pytest.mark.slow

@@ -11,9 +11,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 
 from mmsokd.augment.policy import Seeded
-from mmsokd.export import export_student
-from mmsokd.registry import MODELS
 from tests.builders import (
+    assert_exports,
     classifier,
     distiller,
     losses_of,
@@ -248,8 +247,7 @@ def test_what_is_exported_is_the_plain_student():
     state = model.state_dict()
     assert {name.split('.')[0] for name in state} == {'student', 'swap'}
     assert {name.split('.')[3] for name in state if name.startswith('swap.')} == {'entry', 'exit'}
-    exported = export_student(dict(state_dict=state, meta={}))['state_dict']
-    MODELS.build(network(8)).load_state_dict(exported, strict=True)
+    assert_exports(model, network(8))
 
 
 def test_a_copy_has_seams_of_its_own_and_the_same_teacher():
