@@ -218,6 +218,24 @@ def test_a_cut_run_is_the_whole_one(tmp_path, monkeypatch, ema):
     assert whole['state_dict']['refine.necks.loss_mgd.expand_0'].any()
 
 
+def test_the_step_that_follows_finds_its_batch_as_it_was():
+    """Some preprocessors change the annotations in place, as mmdet's batch augmentations do the boxes."""
+    model = built()
+    runner, _ = begun(model)
+    preprocess = model.data_preprocessor.forward
+
+    def careless(data, training=False):
+        for sample in data['data_samples']:
+            sample.set_gt_label(int(sample.gt_label + 1) % 5)
+        return preprocess(data, training)
+
+    model.data_preprocessor.forward = careless
+    batch = raw_cls_batch(4)
+    before = [int(sample.gt_label) for sample in batch['data_samples']]
+    unrolled_passes(runner, batch, dict(model.refine.necks.items()), 0.01, task_losses)
+    assert [int(sample.gt_label) for sample in batch['data_samples']] == before
+
+
 def test_the_hook_judges_by_the_students_task_loss(monkeypatch):
     """Not by the training's, of which the terms are a part that a refiner could please itself."""
     calls = []

@@ -197,16 +197,6 @@ def test_each_of_the_two_comes_to_the_other(side):
     assert sum(values[-3:]) < 0.8 * sum(values[:3])
 
 
-def test_a_terms_weight_is_of_both_ways():
-    one, three = (
-        losses_of(built(terms=dict(loss_dpd=dict(DPD['loss_dpd'], loss_weight=w)), mutual=['loss_dpd']), batch())
-        for w in (1.0, 3.0)
-    )
-    for name in ('distill.loss_dpd', 'mutual.loss_dpd'):
-        assert one[name] > 0
-        assert three[name].item() == pytest.approx(3 * one[name].item(), rel=1e-5)
-
-
 def test_a_mutual_term_rests_both_ways_and_is_none_in_eval_mode():
     rest = [(0.0, 0.0), (0.5, 1.0)]
     model = built(terms=dict(loss_dpd=dict(DPD['loss_dpd'], loss_weight=rest)), mutual=['loss_dpd'])
