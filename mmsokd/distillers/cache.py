@@ -128,10 +128,20 @@ class TeacherCache:
         """How many pictures there are."""
         return max(0, self._env.stat()['entries'] - 1)
 
+    def __contains__(self, key: bytes) -> bool:
+        """Whether there is the picture of this key, of :func:`fingerprints`."""
+        with self._env.begin() as txn:
+            return txn.get(key) is not None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there can be no more."""
+        return len(self) >= self.capacity
+
     @property
     def is_filled(self) -> bool:
-        """Whether there is nothing to wait for: there can be no more, or :meth:`mark_filled` was called."""
-        return len(self) >= self.capacity or (self._manifest() or {}).get('filled') == self.capacity
+        """Whether there is nothing to wait for: it is full, or :meth:`mark_filled` was called."""
+        return self.is_full or (self._manifest() or {}).get('filled') == self.capacity
 
     def mark_filled(self) -> None:
         """Note that all pictures of the data set have been asked for; some may be the same, pixel by pixel."""

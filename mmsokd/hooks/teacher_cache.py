@@ -84,9 +84,9 @@ class TeacherCacheHook(Hook):
         try:
             with runner.optim_wrapper.optim_context(model):  # a teacher runs under the training's autocast
                 model.open_caches(folder, self.dtype, capacity, self._hint(runner))
-                self._check_views(runner)
+                seen = self._check_views(runner)
                 if self.fill:
-                    self._fill(runner, [rank for rank, node in enumerate(nodes) if node == platform.node()])
+                    self._fill(runner, seen, [rank for rank, node in enumerate(nodes) if node == platform.node()])
         except BaseException:
             model.close_caches()
             raise
@@ -114,8 +114,10 @@ class TeacherCacheHook(Hook):
             'TeacherCacheHook out'
         )
 
-    def _check_views(self, runner: Runner) -> None:
+    def _check_views(self, runner: Runner) -> list[set[bytes]]:
         """Load and preprocess some pictures several times.
+
+        Returns: the keys of each one's views.
 
         Raises:
             ValueError: there are more views than ``views``.
@@ -137,32 +139,37 @@ class TeacherCacheHook(Hook):
                     f'{"s" if self.views > 1 else ""}, found {len(views)} of picture {i} in {times} times; '
                     f'{self._hint(runner)}'
                 )
+        return seen
 
-    def _fill(self, runner: Runner, ranks: Sequence[int]) -> None:
+    def _fill(self, runner: Runner, seen: Sequence[set[bytes]], ranks: Sequence[int]) -> None:
         """Run the teachers for the pictures that are not there.
 
         Args:
             runner: of the training.
+            seen: some pictures' keys; where they are not there, it was filled with another data set's.
             ranks: of this machine, which share the work as they share the folder.
         """
         model, loader = distiller_of(runner), runner.train_dataloader
         caches = model.caches.values()
-        if not all(cache.is_filled for cache in caches):
+        known = all(any(key in cache for key in views) for cache in caches for views in seen)
+        if not (known and all(cache.is_filled for cache in caches)):
             share = range(len(loader.dataset))[ranks.index(get_rank()) :: len(ranks)]
             print_log(f'TeacherCacheHook: the teachers run for {len(share)} pictures before the training', 'current')
             console = Console(stderr=True)
             is_shown = console.is_terminal and is_main_process()
             with _undisturbed():
                 batches = _loaded(loader, share, getattr(loader.batch_sampler, 'batch_size', 1), loader.num_workers)
-                for batch in track(batches, 'caching teachers', console=console, disable=not is_shown):
-                    if all(cache.is_filled or not cache.writes for cache in caches):
+                for i, batch in enumerate(track(batches, 'caching teachers', console=console, disable=not is_shown)):
+                    # Not before the first: it may be full of another data set's.
+                    if i and all(cache.is_full or not cache.writes for cache in caches):
                         break  # what is left are repetitions, or finds no room
                     model.fill_caches(**model.data_preprocessor(batch, True))
         # All wait here: one that found the rest done already must not go ahead.
         wrote = all_gather_object(all(cache.writes for cache in caches))
         if get_rank() == ranks[0] and all(wrote[rank] for rank in ranks):
             for cache in caches:
-                cache.mark_filled()
+                if not cache.is_filled:
+                    cache.mark_filled()
 
 
 def _loaded(loader: DataLoader, indices: Sequence[int], batch_size: int, workers: int) -> DataLoader:

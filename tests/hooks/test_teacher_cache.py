@@ -265,7 +265,7 @@ def test_looking_and_filling_draw_nothing_from_the_training(tmp_path):
 @pytest.fixture
 def _looks_at_none(monkeypatch):
     """Loads nothing to compare views."""
-    monkeypatch.setattr(TeacherCacheHook, '_check_views', lambda *_: None)
+    monkeypatch.setattr(TeacherCacheHook, '_check_views', lambda *_: [])
 
 
 @pytest.mark.parametrize(('loop', 'workers'), [('epochs', 0), ('iterations', 1)])
@@ -306,6 +306,20 @@ def test_what_was_filled_is_not_loaded_again(tmp_path, monkeypatch, repeats):
     assert filled(tmp_path, Counted()) == (0, COUNT - repeats)
     more = COUNT + 1  # another data set, which has them too
     assert filled(tmp_path, Counted(count=more)) == (more, more - repeats)
+
+
+@pytest.mark.parametrize('repeats', [False, True])
+def test_what_was_filled_with_other_pictures_is_told_before_the_training(tmp_path, monkeypatch, repeats):
+    """As many, of another data set, or pipeline; also where room is left, since two of the first were the same."""
+
+    class Darker:
+        def __call__(self, results):
+            return dict(results, inputs=results['inputs'] // 2)
+
+    monkeypatch.setattr(Counted, 'repeats', repeats)
+    filled(tmp_path, Counted())
+    with pytest.raises(ValueError, match=f'expected at most {COUNT} pictures .* or some there are of another pipeline'):
+        filled(tmp_path, Counted(Darker()))
 
 
 @pytest.mark.usefixtures('_looks_at_none')
