@@ -147,12 +147,14 @@ def test_each_line_is_explained_and_has_no_channels(distill, projects, tmp_path)
 
 
 def test_the_page_shows_what_is_written(distill, projects, tmp_path):
-    """The config of docs/distill.md."""
+    """The config of docs/distill.md, of pyramids of five levels."""
     page = (ROOT / 'docs' / 'distill.md').read_text()
     shown = next(b for b in re.findall(r'```python\n(.*?)```', page, re.S) if '_base_' in b)
-    for name, new in (('student', 'retinanet_r18_cells'), ('teacher', 'retinanet_r34_cells')):
-        (tmp_path / f'{new}.py').write_text((projects['detection'] / f'{name}.py').read_text())
-    (tmp_path / 'teacher.pth').write_bytes((projects['detection'] / 'teacher.pth').read_bytes())
+    cfg = Config.fromfile(projects['detection'] / 'student.py')
+    for name, width in (('retinanet_r18_cells', 16), ('retinanet_r34_cells', 24)):
+        cfg.model = retinanet(width, levels=5)
+        cfg.dump(tmp_path / f'{name}.py')
+    torch.save(dict(state_dict=build_model('teacher', cfg.model).state_dict()), tmp_path / 'teacher.pth')
     out = distill(*re.search(r'distill\.py ((?:\\\n|.)*--dry-run)', page)[1].replace('\\\n', '').split())
     written = (tmp_path / 'sokd_fitnet_retinanet_r18_cells.py').read_text()
     assert written == shown

@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / 'mmsokd'
 ORDER = [
-    {'version', 'stack', 'registry', 'checks', 'taps', 'relax', 'unpickle', 'checkpoint'},
+    {'version', 'stack', 'registry', 'checks', 'taps', 'relax', 'scale', 'unpickle', 'checkpoint'},
     {'losses', 'adapters', 'augment', 'areas', 'backbones'},
     {'distillers'},
     {'visualization', 'export', 'recipes'},

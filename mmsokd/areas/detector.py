@@ -13,6 +13,7 @@ from mmsokd.areas.decode import area_weight, decode
 from mmsokd.areas.head import AreaHead, AreaMaps, mix
 from mmsokd.checks import check_bool, check_choice, check_integer, check_number, check_same_shape
 from mmsokd.registry import MODELS
+from mmsokd.scale import power_of
 
 
 class AreaResult(NamedTuple):
@@ -198,13 +199,6 @@ def area_loss(student: Tensor, teacher: Tensor, weight: Tensor, normalization: s
         return squared / student.numel()
     mean = squared / ((weight > 0).sum() * student.shape[1]).clamp(min=1)
     return mean / power_of(teacher) if normalization == 'teacher' else mean
-
-
-@torch.no_grad()
-def power_of(teacher: Tensor) -> Tensor:
-    """The mean square of a feature, to divide by: a constant, and 1 for a blank one."""
-    power = teacher.square().mean()
-    return power + (power == 0)
 
 
 @torch.no_grad()

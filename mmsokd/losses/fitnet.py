@@ -6,6 +6,7 @@ from mmsokd.checks import check_bool, check_same_shape
 from mmsokd.losses.base import TermLoss, in_fp32
 from mmsokd.losses.weighting import mean_squared_error
 from mmsokd.registry import MODELS
+from mmsokd.scale import power_of
 
 
 @in_fp32
@@ -20,8 +21,8 @@ def fitnet_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None, 
         student, teacher: features (N, C, H, W), or any equal shape.
             The distiller hands the teacher over without a graph.
         weight: position weights (N, 1, H, W), e.g. SoKD's areas; the mean is then taken over what they weigh.
-        normalized: divide by the mean square of the teacher's feature, a constant, over all of its positions [ours].
-            Without ``weight`` 1 is then a student that says nothing, whatever the teacher's scale.
+        normalized: divide by the teacher's :func:`~mmsokd.scale.power_of`, over all of its positions [ours]. Without
+            ``weight`` 1 is then a student that says nothing, whatever the teacher's scale.
 
     Returns: scalar >= 0; zero iff both agree (where weighed).
 
@@ -30,10 +31,7 @@ def fitnet_loss(student: Tensor, teacher: Tensor, weight: Tensor | None = None, 
     """
     check_same_shape(student, teacher)
     loss = mean_squared_error(student, teacher, weight)
-    if not normalized:
-        return loss
-    power = teacher.detach().square().mean()  # a policy that is searched through this loss shall not raise it
-    return loss / (power + (power == 0))  # of a blank teacher the plain error is left
+    return loss / power_of(teacher) if normalized else loss
 
 
 @MODELS.register_module()

@@ -30,7 +30,7 @@ class Host(NamedTuple):
         weight: of each term, or its schedule.
         source: where weight and options come from.
         options: arguments of the loss.
-        per_class: the weight is divided by the number of classes.
+        over: what the weight is divided by the number of: ``'classes'``, or the ``'levels'`` that are summed up.
         slow: part of the names of parameters that learn at a thousandth of the rate.
     """
 
@@ -39,7 +39,7 @@ class Host(NamedTuple):
     weight: float | list[list[float]]
     source: str
     options: dict[str, Any] = {}
-    per_class: bool = False
+    over: str | None = None
     slow: str | None = None
 
     @property
@@ -122,7 +122,7 @@ HOSTS: dict[str, dict[str, Host]] = {
         'rkd': Host('RKDLoss', dict(loss_rkd=[LAST]), 1.0, _untried('classification'), _RKD),
         'sp': Host('SPLoss', dict(loss_sp=[LAST]), 3000.0, _untried('classification')),
         'kd': Host(
-            'KDLoss', dict(loss_kd=[LOGITS]), 10.0, "CWD's authors' for this baseline", dict(tau=1.0), per_class=True
+            'KDLoss', dict(loss_kd=[LOGITS]), 10.0, "CWD's authors' for this baseline", dict(tau=1.0), over='classes'
         ),
         'cwdlogits': Host('CWDLogitsLoss', dict(loss_cwd=[LOGITS]), 3.0, "the authors', on logits"),
         'dkd': Host('DKDLoss', dict(loss_dkd=[LOGITS]), 1.0, _untried('classification'), _DKD),
@@ -137,7 +137,7 @@ HOSTS: dict[str, dict[str, Host]] = {
         'fmkt': Host('FMKTLoss', dict(loss_fmkt=[HEAD, LOGITS]), 1.0, _KNOWN, _FMKT),
     },
     'detection': {
-        'fitnet': Host('FitNetLoss', dict(loss_hint=[LEVELS]), 0.2, f'{_KNOWN}, one over five levels', _RELATIVE),
+        'fitnet': Host('FitNetLoss', dict(loss_hint=[LEVELS]), 1.0, _KNOWN, _RELATIVE, over='levels'),
         'at': Host('ATLoss', dict(loss_at=[LEVELS]), 100.0, _KNOWN),
         'pkd': Host('PKDLoss', dict(loss_pkd=[LEVELS]), 10.0, "the authors' for RetinaNet"),
         'cwd': Host('CWDLoss', dict(loss_cwd=[LEVELS]), 10.0, "MMRazor's for RetinaNet", dict(tau=1.0)),
@@ -170,11 +170,12 @@ HOSTS: dict[str, dict[str, Host]] = {
 }
 ALIASES = dict(skd='studentfriendlykd')  # as its paper calls it
 # DAM's options, as the configs of each task have them.
-# The area loss is a plain error too, and so relative here; of detection's some five levels, which are summed, a fifth.
+# The area loss is a plain error too, and so relative here; `make_plan` divides its weight by the levels, which are
+# summed.
 AREAS = dict(
     classification=dict(num_areas=8, feat_channels=64, normalization='teacher'),
     segmentation=dict(feat_channels=64, normalization='teacher'),
-    detection=dict(num_areas=16, normalization='teacher', area_weight=0.2),
+    detection=dict(num_areas=16, normalization='teacher'),
 )
 
 

@@ -257,9 +257,12 @@ def make_plan(
             found = [pairing.role(role) for role in roles]
             both = tuple([path for side in found for path in side[i]] for i in (0, 1))
         options = {key: pairing.value(value, both, pictures) for key, value in host.options.items()}
+        levels = sum(len(student.specs(path)) for path in both[0])
         weight = f'{host.weight!r}'
-        if host.per_class:
-            weight = f'{host.weight:g} / {student.specs(both[0][-1])[0].channels}'
+        if host.over is not None:
+            weight = (
+                f'{host.weight:g} / {dict(classes=student.specs(both[0][-1])[0].channels, levels=levels)[host.over]}'
+            )
         terms.append(TermPlan(name, host, *both, options, weight, pairing.adapter(host, both, has_areas)))
         if any(taps):
             break
@@ -268,6 +271,8 @@ def make_plan(
         refine = dict(type='mmsokd.FeatureAugmentationNeck', **(pairing.refined_layer() if host.on_logits else {}))
     if has_areas:
         areas = dict(type='mmsokd.DistinctiveAreaDetector', **AREAS[method.task])
+        if levels > 1:
+            areas['area_weight'] = round(1 / levels, 3)  # they are summed
     return Plan(method, terms, refine, areas, student.size, pairing.remarks)
 
 

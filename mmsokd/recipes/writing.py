@@ -176,8 +176,8 @@ def _term(term: TermPlan) -> list[str]:
 
 
 def _source_of_weight(term: TermPlan) -> str:
-    classes = ', over the number of classes' if term.host.per_class else ''
-    return f'{term.host.source}{classes}; the log shows what it comes to, as distill.{term.name}'
+    over = f', over the number of {term.host.over}' if term.host.over else ''
+    return f'{term.host.source}{over}; the log shows what it comes to, as distill.{term.name}'
 
 
 def _rest(student: Side, plan: Plan, files: Files) -> list[str]:

@@ -81,7 +81,9 @@ def test_terms_are_those_of_the_configs(path):
         if Found.CLASSES in term.host.options.values():
             ours['num_classes'] = 80
         if ours.pop('normalized', False):  # the configs have FitNet's plain error
-            assert ours['loss_weight'] == (0.2 if on_card(path) == 'COCO' else 1.0)  # of five levels, which are summed
+            assert ours['loss_weight'] == (
+                1 / 5 if on_card(path) == 'COCO' else 1.0
+            )  # of five levels, which are summed
             ours['loss_weight'] = 1.0
         taps = [paths[0] if len(paths) == 1 else paths for paths in (term.student, term.teacher)]
         assert taps[0] == taps[1]
@@ -92,6 +94,9 @@ def test_terms_are_those_of_the_configs(path):
     assert not plan.method.host.untried
     rates = cfg['optim_wrapper'].get('paramwise_cfg', {}).get('custom_keys', {})
     assert rates == ({plan.method.host.slow: dict(lr_mult=1e-3)} if plan.method.host.slow else {})
+
+
+LEVELS = {('COCO', 'pcka'): 3, ('ImageNet', 'reviewkd'): 4}  # of a term; five of a pyramid else, and one of a map
 
 
 @pytest.mark.parametrize('path', PAIRS, ids=lambda p: f'{on_card(p)}-{p.parent.name}')
@@ -106,9 +111,11 @@ def test_plug_ins_are_those_of_the_configs(path):
     theirs = model.get('areas', dict(type='mmsokd.DistinctiveAreaDetector'))
     ours = dict(plan.areas)
     assert ours.pop('normalization') == 'teacher'  # the configs have the plain error
+    levels = LEVELS.get((on_card(path), path.parent.name), 5 if on_card(path) == 'COCO' else 1)
+    assert ours.pop('area_weight', 1.0) == round(1 / levels, 3)  # they are summed
     if on_card(path) == 'COCO':
         assert theirs == dict(type='mmsokd.DistinctiveAreaDetector')
-        assert ours == dict(theirs, num_areas=16, area_weight=0.2)  # the default, written out; a fifth of five levels
+        assert ours == dict(theirs, num_areas=16)  # the default, written out
     elif (on_card(path), path.parent.name) == ('Cityscapes', 'fitnet'):
         assert ours == dict(theirs, feat_channels=64)  # narrower there, where two terms share the cost
     else:
