@@ -305,7 +305,7 @@ def detector_worker(rank, folder, teacher):
 
 def train(rank, model, folder, make=lambda seed: raw_cls_batch(4, 32, seed=seed), loader=None):
     """Three iterations with both hooks, on each rank's own batches: student, policy and augmenter must stay one."""
-    wrapped = MMDistributedDataParallel(model)
+    wrapped = MMDistributedDataParallel(model, broadcast_buffers=False)
     optim_wrapper = OptimWrapper(torch.optim.SGD(wrapped.parameters(), lr=0.01))
     optim_wrapper.optim_context = lambda _: nullcontext()
     running = SimpleNamespace(

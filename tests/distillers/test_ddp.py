@@ -36,7 +36,7 @@ def train(rank, folder, kwargs, mode='fused', accumulate=1):
     """Four iterations of the student and of the policy on each rank's own batches: both must stay one."""
     torch.manual_seed(0)
     model = distiller(**kwargs).train()
-    wrapped = MMDistributedDataParallel(model)
+    wrapped = MMDistributedDataParallel(model, broadcast_buffers=False)
     optim_wrapper = OptimWrapper(torch.optim.SGD(wrapped.parameters(), lr=0.01), accumulate)
     runner = SimpleNamespace(model=wrapped, optim_wrapper=optim_wrapper, iter=0, max_iters=100, log_dir=folder)
     hook = PolicySearchHook(mode, lr=0.1, weight_decay=0.0, log_interval=100)

@@ -51,7 +51,7 @@ def worker(rank, folder):
     ]
     for build, make in models:
         model = build()
-        wrapped = MMDistributedDataParallel(model)
+        wrapped = MMDistributedDataParallel(model, broadcast_buffers=False)
         optim_wrapper = OptimWrapper(torch.optim.SGD(wrapped.parameters(), lr=0.01))
         start = torch.cat([p.detach().flatten() for p in model.parameters()])
         for i in range(3):

@@ -30,7 +30,7 @@ def worker(rank, folder):
         refine=dict(type='mmsokd.FeatureAugmentationNeck'), areas=dict(type='mmsokd.DistinctiveAreaDetector')
     )
     model = distiller('TSTDistiller', **plug_ins).train()
-    wrapped = MMDistributedDataParallel(model)
+    wrapped = MMDistributedDataParallel(model, broadcast_buffers=False)
     optim_wrapper = OptimWrapper(torch.optim.SGD(wrapped.parameters(), lr=0.01))
     optim_wrapper.optim_context = lambda _: nullcontext()
     runner = SimpleNamespace(
