@@ -32,7 +32,7 @@ WORDS = {
 }
 TASK = {word: task for task, words in WORDS.items() for word in words}
 HOSTS = {'StudentFriendlyKD': 'SKD', 'MTKDSSR': 'MTKD-SSR', 'DRKD': 'DR-KD', 'FMKT': 'FM-KT', 'FitNet': 'SoKD'}
-HOSTS |= {'DPD': 'DPD', 'ITAL': 'ITAL', 'ACKD': 'ACKD'} | dict.fromkeys(('RCKA', 'PCKA'), 'RCKA, PCKA')
+HOSTS |= {'DPD': 'DPD', 'ITAL': 'ITAL', 'ACKD': 'ACKD', 'RCKA': 'RCKA', 'PCKA': 'PCKA'}
 TOGETHER = 'TST + SoKD + SKD + MTKD-SSR'
 OTHERS = ('SoKD', 'SFTN', TOGETHER)  # with pages of their own
 # what a card on the page has, and what one beside the configs has, itself or by a link to classification's
@@ -59,7 +59,7 @@ CELLS = [(method, task, cell) for method, row in rows().items() for task, cell i
 
 @pytest.mark.parametrize(('method', 'task', 'cell'), CELLS)
 def test_each_cell_names_a_test_of_that_task_or_what_is_missing(method, task, cell):
-    if cell == 'missing':
+    if cell == 'missing' or cell.startswith('not applicable: '):
         return
     module, function, chosen = re.fullmatch(r'works: `(test_\w+)\.py::(test_\w+)\[(.+)\]`', cell).groups()
     found = ids(getattr(importlib.import_module(f'tests.distillers.{module}'), function))
@@ -113,6 +113,7 @@ def test_those_that_exclude_each_other_are_distillers_of_their_own():
 
 def test_what_works_is_what_the_tests_train():
     trained = {(HOSTS[host], task) for task, host in test_host_table.ROWS if host in HOSTS}
+    trained.remove(('PCKA', 'Classification'))  # as a host alone: it is made for dense tasks
     tables = dict(TST=test_tst.TASKS, SFTN=test_sftn.TASKS, KCD=test_kcd.HINTS)
     tables |= dict(IAKD=test_iakd.TASKS, EKD=test_online.TASKS) | {'Meta-KD': test_metakd.TASKS}
     tables[TOGETHER] = test_combined.EVERYWHERE
